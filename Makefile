@@ -1,0 +1,107 @@
+# Makefile: builds, tests and checks mobilellm. `make help` lists the targets.
+#
+# Everything it makes lies under build/. The sanitizer and coverage builds are this same file run with another BUILD and OPT, so
+# there is one list of sources and one set of flags.
+
+VERSION = 0.1.0
+ifeq ($(origin CC),default) # make's own default is cc, which may be anything; CC from the environment or command line wins
+CC = gcc
+endif
+ARCH ?= native
+OPT ?= -O3
+WARN ?= -Wall -Wextra -Wshadow -Werror
+BUILD ?= build
+JOBS ?= $(shell nproc)
+# Which tests, without folder and ending: T=test_order, T='test_c*'
+T ?= test_*
+
+PKG_CONFIG_NAMES = ompi-c hdf5-openmpi yaml-0.1 jansson zlib
+PKG_CFLAGS := $(patsubst -I%,-isystem%,$(shell pkg-config --cflags $(PKG_CONFIG_NAMES) 2>/dev/null))
+PKG_LIBS := $(shell pkg-config --libs $(PKG_CONFIG_NAMES) 2>/dev/null)
+
+# Nothing here reads errno after a math function or traps on a NaN, and without these two loops over expf or min would not vectorise.
+# Reassociation (-ffast-math) stays off: results must not depend on the compiler's mood.
+FLAGS = -std=c11 -D_GNU_SOURCE $(OPT) -march=$(ARCH) -g -fopenmp -fno-math-errno -fno-trapping-math $(WARN) -I. $(PKG_CFLAGS) \
+        $(CPPFLAGS) $(CFLAGS)
+LIBS = $(LDFLAGS) $(PKG_LIBS) -ldnnl -lm -lpthread
+
+FOLDERS = util ranks cpu model checkpoint data eval distill train
+SOURCES = $(wildcard $(FOLDERS:%=%/*.c))
+OBJECTS = $(SOURCES:%.c=$(BUILD)/obj/%.o)
+C_TESTS = $(patsubst %.c,$(BUILD)/%,$(wildcard $(T:%=tests/%.c)))
+PY_TESTS = $(wildcard $(T:%=tests/%.py))
+
+SANITIZED = BUILD=build/asan OPT="-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+SUBMAKE = $(MAKE) --no-print-directory -j$(JOBS)
+PYTHON = build/venv/bin/python
+
+all: $(BUILD)/mobilellm ## build build/mobilellm (the default); ARCH=x86-64-v3 for other machines than this one
+
+$(BUILD)/mobilellm: $(BUILD)/obj/mobilellm.o $(BUILD)/libmobilellm.a
+	$(CC) $(FLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/libmobilellm.a: $(OBJECTS)
+	rm -f $@ && ar rcs $@ $^
+
+$(BUILD)/obj/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libmobilellm.a
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) -o $@ $^ -lcmocka $(LIBS)
+
+# Two files that change only when what they hold does: other flags rebuild everything, another commit only what names the version.
+$(BUILD)/flags: FORCE
+	@scripts/setup.sh --check build "$(CC)"
+	@mkdir -p $(@D) && echo '$(CC) $(FLAGS) $(LIBS)' | cmp -s - $@ || echo '$(CC) $(FLAGS) $(LIBS)' > $@
+
+COMMIT = $(shell git describe --always --dirty 2>/dev/null)
+VERSION_TEXT := $(VERSION)$(if $(COMMIT), ($(COMMIT)))
+VERSIONED = $(shell grep -ls MOBILELLM_VERSION mobilellm.c $(SOURCES))
+$(VERSIONED:%.c=$(BUILD)/obj/%.o): private FLAGS += -DMOBILELLM_VERSION='"$(VERSION_TEXT)"'
+$(VERSIONED:%.c=$(BUILD)/obj/%.o): $(BUILD)/version
+$(BUILD)/version: FORCE
+	@mkdir -p $(@D) && echo '$(VERSION_TEXT)' | cmp -s - $@ || echo '$(VERSION_TEXT)' > $@
+
+setup: ## install what building, testing and the demo need and this machine lacks (apt, and a Python venv in build/venv)
+	@scripts/setup.sh build test
+
+# A make of its own after setup, because this one asked pkg-config before the libraries were there.
+test: setup ## build and run all tests, then the C tests again under ASan and UBSan; one of them: T=test_order
+	@$(SUBMAKE) all test-programs
+	@$(SUBMAKE) $(SANITIZED) test-programs
+	@$(PYTHON) tests/run.py $(C_TESTS) $(PY_TESTS) $(C_TESTS:$(BUILD)/%=build/asan/%)
+
+sanitize: setup ## only the ASan and UBSan part of `make test`
+	@$(SUBMAKE) $(SANITIZED) test-programs
+	@$(PYTHON) tests/run.py $(C_TESTS:$(BUILD)/%=build/asan/%)
+
+test-programs: $(C_TESTS)
+
+demo: setup ## the whole pipeline on a small model and real text, in minutes on two cores
+	@$(SUBMAKE) all
+	@scripts/demo.sh
+
+coverage: setup ## lines of C that the C tests reach
+	@scripts/setup.sh lint
+	@scripts/coverage.sh $(C_TESTS:$(BUILD)/%=%)
+
+format: ## clang-format every C and CUDA file in place
+	@scripts/setup.sh lint
+	@scripts/lint.sh format
+
+lint: ## formatting, clang-tidy, cppcheck, shellcheck, and that no folder includes from above itself
+	@scripts/setup.sh build lint
+	@scripts/lint.sh check $(FLAGS)
+
+clean: ## remove what was built; build/venv stays, for it comes from the network
+	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name venv -exec rm -rf {} +; fi
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+FORCE:
+.PHONY: all setup test sanitize test-programs demo coverage format lint clean help FORCE
+.SECONDARY:
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -1,0 +1,130 @@
+/* hdf5.c: types, selections, attributes and the error stack of HDF5. */
+#include "checkpoint/hdf5.h"
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoint/checkpoint.h"
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "files are little endian, and memory is written as it is");
+
+void h5_quiet(void) { H5Eset_auto2(H5E_DEFAULT, NULL, NULL); }
+
+/* The walk goes from the innermost call outwards: the first description is the cause. */
+static herr_t keep_innermost(unsigned depth, const H5E_error2_t *e, void *text) {
+    if (depth == 0 && e->desc) snprintf(text, H5_REASON, "%s", e->desc);
+    return 0;
+}
+
+int h5_reason(char text[H5_REASON]) {
+    snprintf(text, H5_REASON, "HDF5 gives no reason");
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, text);
+    const char *number = strstr(text, "errno = ");
+    int code = number ? atoi(number + strlen("errno = ")) : 0;
+    if (code) snprintf(text, H5_REASON, "%s", strerror(code));
+    return code;
+}
+
+hid_t h5_type(dtype type) {
+    hid_t t = H5Tcopy(H5T_IEEE_F32LE);
+    if (t < 0 || type == DTYPE_F32) return t;
+    bool failed =
+        H5Tset_fields(t, 15, 7, 8, 0, 7) < 0 || H5Tset_precision(t, 16) < 0 || H5Tset_size(t, 2) < 0 || H5Tset_ebias(t, 127) < 0;
+    if (!failed) return t;
+    H5Tclose(t);
+    return H5I_INVALID_HID;
+}
+
+hid_t h5_history_type(void) {
+    hid_t t = H5Tcreate(H5T_COMPOUND, sizeof(history_row));
+    if (t < 0) return t;
+    bool failed = H5Tinsert(t, "step", HOFFSET(history_row, step), H5T_STD_I64LE) < 0 ||
+                  H5Tinsert(t, "tokens", HOFFSET(history_row, tokens), H5T_STD_I64LE) < 0 ||
+                  H5Tinsert(t, "loss", HOFFSET(history_row, loss), H5T_IEEE_F64LE) < 0 ||
+                  H5Tinsert(t, "lr", HOFFSET(history_row, lr), H5T_IEEE_F64LE) < 0 ||
+                  H5Tinsert(t, "grad_norm", HOFFSET(history_row, grad_norm), H5T_IEEE_F64LE) < 0;
+    if (!failed) return t;
+    H5Tclose(t);
+    return H5I_INVALID_HID;
+}
+
+static int add_block(hid_t space, int n_axes, const int64_t start[2], const int64_t count[2]) {
+    if (count[0] == 0 || count[1] == 0) return 0;
+    hsize_t from[2] = {(hsize_t)start[0], (hsize_t)start[1]}, n[2] = {(hsize_t)count[0], (hsize_t)count[1]};
+    int axis = 2 - n_axes; /* of one axis, the second */
+    return H5Sselect_hyperslab(space, H5S_SELECT_OR, from + axis, NULL, n + axis, NULL);
+}
+
+/* The end of the first row, full rows, the beginning of the last one. */
+int h5_select(hid_t space, int n_axes, const int64_t *shape, int64_t first, int64_t count) {
+    assert(n_axes == 1 || n_axes == 2);
+    if (n_axes == 1) return add_block(space, 1, (int64_t[]){0, first}, (int64_t[]){1, count});
+    int64_t columns = shape[1], row = first / columns, column = first % columns;
+    int64_t head = column == 0 ? 0 : columns - column < count ? columns - column : count;
+    int64_t rows = (count - head) / columns, tail = (count - head) % columns;
+    int64_t below = row + (head > 0);
+    if (add_block(space, 2, (int64_t[]){row, column}, (int64_t[]){1, head}) < 0) return -1;
+    if (add_block(space, 2, (int64_t[]){below, 0}, (int64_t[]){rows, columns}) < 0) return -1;
+    return add_block(space, 2, (int64_t[]){below + rows, 0}, (int64_t[]){1, tail});
+}
+
+static int put(hid_t object, const char *name, hid_t type, const void *value) {
+    int result = -1;
+    hid_t space = H5Screate(H5S_SCALAR), attribute = H5I_INVALID_HID;
+    if (space >= 0) attribute = H5Acreate2(object, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
+    if (attribute >= 0) {
+        result = H5Awrite(attribute, type, value);
+        if (H5Aclose(attribute) < 0) result = -1;
+    }
+    if (space >= 0) H5Sclose(space);
+    return result;
+}
+
+int h5_put_int64(hid_t object, const char *name, int64_t value) { return put(object, name, H5T_STD_I64LE, &value); }
+int h5_put_crc(hid_t object, const char *name, uint32_t value) { return put(object, name, H5T_STD_U32LE, &value); }
+
+int h5_put_string(hid_t object, const char *name, const char *text) {
+    int result = -1;
+    hid_t type = H5Tcopy(H5T_C_S1);
+    if (type < 0) return -1;
+    if (H5Tset_size(type, strlen(text) + 1) >= 0 && H5Tset_cset(type, H5T_CSET_UTF8) >= 0) result = put(object, name, type, text);
+    H5Tclose(type);
+    return result;
+}
+
+static int get(hid_t object, const char *name, hid_t type, void *value) {
+    hid_t attribute = H5Aopen(object, name, H5P_DEFAULT);
+    if (attribute < 0) return -1;
+    hid_t space = H5Aget_space(attribute);
+    int result = space >= 0 && H5Sget_simple_extent_npoints(space) == 1 ? H5Aread(attribute, type, value) : -1;
+    if (space >= 0) H5Sclose(space);
+    H5Aclose(attribute);
+    return result;
+}
+
+int h5_get_int64(hid_t object, const char *name, int64_t *value) { return get(object, name, H5T_STD_I64LE, value); }
+int h5_get_crc(hid_t object, const char *name, uint32_t *value) { return get(object, name, H5T_STD_U32LE, value); }
+
+static char *get_string_as(hid_t object, const char *name, hid_t type) {
+    char *text = NULL;
+    if (H5Tis_variable_str(type) > 0) return get(object, name, type, &text) < 0 ? NULL : text;
+    size_t size = H5Tget_size(type);
+    text = calloc(size + 1, 1);
+    if (text && get(object, name, type, text) >= 0) return text;
+    free(text);
+    return NULL;
+}
+
+char *h5_get_string(hid_t object, const char *name) {
+    char *text = NULL;
+    hid_t attribute = H5Aopen(object, name, H5P_DEFAULT), type = H5I_INVALID_HID;
+    if (attribute < 0) return NULL;
+    type = H5Aget_type(attribute);
+    if (type >= 0 && H5Tget_class(type) == H5T_STRING) text = get_string_as(object, name, type);
+    if (type >= 0) H5Tclose(type);
+    H5Aclose(attribute);
+    return text;
+}

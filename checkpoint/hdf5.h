@@ -1,0 +1,39 @@
+/* hdf5.h: the little of HDF5 that checkpoints use.
+ *
+ * Functions return what HDF5 does: an identifier, or negative on failure, with the cause on HDF5's error stack, which h5_reason
+ * puts into words. HDF5 itself prints nothing once h5_quiet was called. */
+#ifndef MOBILELLM_CHECKPOINT_HDF5_H
+#define MOBILELLM_CHECKPOINT_HDF5_H
+
+#include <hdf5.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "util/dtype.h"
+#include "util/error.h"
+
+void h5_quiet(void);
+
+/* The innermost cause of the last failure. Returns the errno in it, 0 if it has none. */
+enum { H5_REASON = 512 };
+int h5_reason(char text[H5_REASON]);
+
+/* File types, which are the memory types too (little endian): closed by the caller. A bf16 is a floating-point number of 16 bits,
+ * sign at 15, 8 bits of exponent at 7 (bias 127), 7 of mantissa at 0: known to HDF5 by these figures, not by a name. */
+hid_t h5_type(dtype type);
+hid_t h5_history_type(void);
+
+/* Adds elements [first, first + count), in row-major order, of a dataset of 1 or 2 axes to the selection of `space`. */
+int h5_select(hid_t space, int n_axes, const int64_t *shape, int64_t first, int64_t count);
+
+/* Attributes: 64-bit integers, 32-bit checksums, and UTF-8 strings. A string has its own length, so that it lies in the object
+ * header, under that one's checksum; one that HDF5 gives as variable-length is read as well (NULL on failure; else freed by the
+ * caller). */
+int h5_put_int64(hid_t object, const char *name, int64_t value);
+int h5_put_crc(hid_t object, const char *name, uint32_t value);
+int h5_put_string(hid_t object, const char *name, const char *text);
+int h5_get_int64(hid_t object, const char *name, int64_t *value);
+int h5_get_crc(hid_t object, const char *name, uint32_t *value);
+char *h5_get_string(hid_t object, const char *name);
+
+#endif

@@ -1,0 +1,193 @@
+/* backend.c: the CPU as a backend: its memory, its state, and the table of its ops.
+ *
+ * Work is done when an op returns, so `sync` has only failures to report. Memory of more than a huge page is aligned to one and
+ * asks for them: a model is gigabytes, and without them the processor spends its time on page tables. */
+#include <assert.h>
+#include <errno.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "cpu/cpu.h"
+
+enum { ALIGN = 256, HUGE_PAGE = 2 << 20, COPY_PART = 1 << 20 };
+
+/* ---- the processor ---- */
+
+static void processor_name(char *name, size_t size) {
+    snprintf(name, size, "unknown processor");
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    if (file == NULL) return;
+    char line[256];
+    while (fgets(line, sizeof line, file)) {
+        char *colon = strchr(line, ':');
+        if (colon == NULL || strncmp(line, "model name", strlen("model name")) != 0) continue;
+        line[strcspn(line, "\n")] = 0;
+        snprintf(name, size, "%s", colon[1] == ' ' ? colon + 2 : colon + 1);
+        break;
+    }
+    fclose(file);
+}
+
+/* The bits of an instruction set contain those of the sets it builds on. */
+static bool has_isa(dnnl_cpu_isa_t isa) { return (dnnl_get_effective_cpu_isa() & isa) == (unsigned)isa; }
+
+static const char *isa_name(void) {
+    if (has_isa(dnnl_cpu_isa_avx512_core_amx)) return "AMX";
+    if (has_isa(dnnl_cpu_isa_avx512_core_bf16)) return "AVX-512 BF16";
+    if (has_isa(dnnl_cpu_isa_avx512_core)) return "AVX-512";
+    if (has_isa(dnnl_cpu_isa_avx2)) return "AVX2";
+    return "no AVX2";
+}
+
+static const char *describe(backend *b) { return b->description; }
+
+static int check(backend *b, dtype x, error *err) {
+    if (x == DTYPE_F32 || has_isa(dnnl_cpu_isa_avx512_core)) return 0;
+    return error_set(err, STATUS_USAGE, "dtype: bf16 needs a processor with AVX-512, and this is %s. Use dtype: f32.",
+                     b->description);
+}
+
+/* ---- opening and closing ---- */
+
+static void close_backend(backend *b) {
+    cpu_attention_close(b);
+    cpu_gemm_close(b);
+    if (b->stream) dnnl_stream_destroy(b->stream);
+    if (b->engine) dnnl_engine_destroy(b->engine);
+    free(b);
+}
+
+static int open_onednn(backend *b, error *err) {
+    if (dnnl_engine_create(&b->engine, dnnl_cpu, 0) || dnnl_stream_create(&b->stream, b->engine, dnnl_stream_default_flags))
+        return error_set(err, STATUS_INTERNAL, "oneDNN does not start on this processor (%s)", isa_name());
+    return 0;
+}
+
+static int open_backend(backend **opened, int threads, int local_rank, error *err) {
+    (void)local_rank; /* ranks share a machine's cores as the launcher binds them */
+    assert(threads >= 0);
+    backend *b = calloc(1, sizeof *b);
+    if (b == NULL) return error_set(err, STATUS_RESOURCE, "no memory for the CPU backend");
+    b->threads = threads ? threads : omp_get_max_threads();
+    omp_set_num_threads(b->threads);
+    if (open_onednn(b, err) || cpu_gemm_open(b, err) || cpu_attention_open(b, err)) {
+        close_backend(b);
+        return -1;
+    }
+    char processor[80];
+    processor_name(processor, sizeof processor);
+    const dnnl_version_t *version = dnnl_version();
+    snprintf(b->description, sizeof b->description, "%s, %d thread%s, oneDNN %d.%d.%d (%s)", processor, b->threads,
+             b->threads == 1 ? "" : "s", version->major, version->minor, version->patch, isa_name());
+    *opened = b;
+    return 0;
+}
+
+/* ---- failures ---- */
+
+void cpu_fail(backend *b, const char *what, const char *why) {
+    if (b->failure.code == STATUS_OK) error_set(&b->failure, STATUS_INTERNAL, "%s: %s", what, why);
+}
+
+static int sync_backend(backend *b, error *err) {
+    if (b->failure.code == STATUS_OK) return 0;
+    *err = b->failure;
+    b->failure.code = STATUS_OK;
+    return -1;
+}
+
+/* ---- memory ---- */
+
+static void *alloc_memory(backend *b, size_t bytes, error *err) {
+    (void)b;
+    if (bytes == 0) return NULL;
+    void *memory = NULL;
+    if (posix_memalign(&memory, bytes > HUGE_PAGE ? HUGE_PAGE : ALIGN, bytes)) {
+        double installed = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGE_SIZE);
+        error_set(err, STATUS_RESOURCE,
+                  "the machine refused %.2f GiB of memory; it has %.2f GiB in all. Use smaller micro-batches.",
+                  (double)bytes * 0x1p-30, installed * 0x1p-30);
+        return NULL;
+    }
+    if (bytes > HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE); /* a wish: without it things are slower, not wrong */
+    return memory;
+}
+
+static void free_memory(backend *b, void *memory) {
+    (void)b;
+    free(memory);
+}
+
+static void copy_memory(backend *b, void *to, const void *from, size_t bytes) {
+#pragma omp parallel for num_threads(b->threads) schedule(static)
+    for (size_t at = 0; at < bytes; at += COPY_PART)
+        memcpy((char *)to + at, (const char *)from + at, bytes - at < COPY_PART ? bytes - at : COPY_PART);
+}
+
+static void zero_memory(backend *b, void *memory, size_t bytes) {
+#pragma omp parallel for num_threads(b->threads) schedule(static)
+    for (size_t at = 0; at < bytes; at += COPY_PART)
+        memset((char *)memory + at, 0, bytes - at < COPY_PART ? bytes - at : COPY_PART);
+}
+
+static size_t larger(size_t p, size_t q) { return p > q ? p : q; }
+
+static size_t scratch_bytes(backend *b, const op_limits *limits) {
+    return larger(cpu_attention_scratch(b, limits), larger(cpu_rmsnorm_scratch(limits), cpu_qk_rope_scratch(limits)));
+}
+
+static void set_scratch(backend *b, void *memory, size_t bytes) {
+    b->scratch = memory;
+    b->scratch_bytes = bytes;
+}
+
+void *cpu_scratch(backend *b, size_t bytes) {
+    assert(bytes <= b->scratch_bytes);
+    return b->scratch;
+}
+
+/* ---- the table ---- */
+
+const ops *cpu_ops(void) {
+    static const ops table = {
+        .name = "cpu",
+        .open = open_backend,
+        .close = close_backend,
+        .describe = describe,
+        .check = check,
+        .alloc = alloc_memory,
+        .free = free_memory,
+        .copy_in = copy_memory,
+        .copy_out = copy_memory,
+        .copy = copy_memory,
+        .zero = zero_memory,
+        .sync = sync_backend,
+        .scratch_bytes = scratch_bytes,
+        .set_scratch = set_scratch,
+        .embedding_forward = cpu_embedding_forward,
+        .embedding_backward = cpu_embedding_backward,
+        .rmsnorm_forward = cpu_rmsnorm_forward,
+        .rmsnorm_backward = cpu_rmsnorm_backward,
+        .linear_forward = cpu_linear_forward,
+        .linear_backward_input = cpu_linear_backward_input,
+        .linear_backward_weight = cpu_linear_backward_weight,
+        .qk_rope_forward = cpu_qk_rope_forward,
+        .qk_rope_backward = cpu_qk_rope_backward,
+        .attention_forward = cpu_attention_forward,
+        .attention_backward = cpu_attention_backward,
+        .swiglu_forward = cpu_swiglu_forward,
+        .swiglu_backward = cpu_swiglu_backward,
+        .cross_entropy = cpu_cross_entropy,
+        .sum = cpu_sum,
+        .sum_squares = cpu_sum_squares,
+        .clip_scale = cpu_clip_scale,
+        .adamw = cpu_adamw,
+        .to_float = cpu_to_float,
+        .from_float = cpu_from_float,
+    };
+    return &table;
+}

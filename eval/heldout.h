@@ -1,0 +1,23 @@
+/* heldout.h: the loss of a model on a token file, exact over the whole file and independent of the number of ranks. */
+#ifndef MOBILELLM_EVAL_HELDOUT_H
+#define MOBILELLM_EVAL_HELDOUT_H
+
+#include "model/model.h"
+#include "ranks/ranks.h"
+
+typedef struct heldout_loss {
+    double nats;    /* summed over the predicted tokens */
+    int64_t tokens; /* predicted: all but the first (and, with documents masked, all but each document's first) */
+    double bytes;   /* of text behind them, where the card beside the file tells; else NaN */
+    double seconds;
+} heldout_loss;
+
+/* Collective. The file is read in windows of the model's T that follow one another without overlap, the last one shorter: each token
+ * but the first is predicted once, from at most T tokens before it. max_tokens: stop after so many (rounded up to whole windows); 0: all. */
+int heldout_measure(heldout_loss *loss, model *m, const char *prefix, bool mask_documents, int64_t max_tokens, const ranks *r,
+                    error *err);
+
+double heldout_mean(const heldout_loss *loss);
+double heldout_bits_per_byte(const heldout_loss *loss); /* NaN where unknown */
+
+#endif

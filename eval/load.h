@@ -1,0 +1,21 @@
+/* load.h: a checkpoint's network made ready to run forward. */
+#ifndef MOBILELLM_EVAL_LOAD_H
+#define MOBILELLM_EVAL_LOAD_H
+
+#include "checkpoint/checkpoint.h"
+#include "model/model.h"
+
+typedef struct loaded_model {
+    checkpoint *checkpoint;
+    const ops *ops;
+    backend *backend;
+    void *memory;
+    model model;
+} loaded_model;
+
+/* path: a file or a run directory. x: the dtype to compute in; -1: that of the file. T 0: the seq_len of training. threads 0: as
+ * OMP_NUM_THREADS or the machine says. The parameters' checksums are compared. */
+int loaded_model_open(loaded_model *l, const char *path, int x, int B, int T, int threads, error *err);
+void loaded_model_close(loaded_model *l);
+
+#endif

@@ -1,0 +1,58 @@
+/* ranks.h: the processes of a run, and the collectives between them.
+ *
+ * Started by mpirun (or srun) there are `size` ranks; started by hand there is one, and MPI is not touched. Every collective is
+ * called by all ranks in the same order. With the same ranks and the same data a collective gives the same bits.
+ * A rank that fails calls ranks_abort: its message reaches the user once, and all ranks end. A rank that dies is noticed by
+ * mpirun, which ends the others. */
+#ifndef MOBILELLM_RANKS_RANKS_H
+#define MOBILELLM_RANKS_RANKS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdnoreturn.h>
+
+#include "util/error.h"
+
+typedef struct ranks {
+    int rank, size;
+    int local_rank, local_size; /* among the ranks of this machine */
+    void *comm;                 /* MPI_Comm *, NULL when there is one rank and no MPI */
+} ranks;
+
+/* Starts MPI when a launcher is seen (Open MPI, PMIx or Slurm variables); MPI is called by the main thread only. */
+int ranks_open(ranks *r, error *err);
+void ranks_close(ranks *r);
+
+/* Prints "mobilellm: [rank 3 of 8 on HOST] message" (no bracket when alone) and ends the program on all ranks with err->code.
+ * A rank whose error is that of another (STATUS_RANK) leaves it to that one to print, and is ended by it. */
+noreturn void ranks_abort(const ranks *r, const error *err);
+
+/* Collective agreement: 0 when every rank comes with result 0; otherwise the lowest rank whose result is -1 prints and ends all.
+ */
+int ranks_agree(const ranks *r, int result, const error *err);
+
+/* As ranks_agree, but nobody prints or ends: 0 on all ranks, or -1 on all. A rank that did not fail itself then has in *err the
+ * reason of the lowest that did, as "rank 3: ...", with the code STATUS_RANK. */
+int ranks_share(const ranks *r, int result, error *err);
+
+/* OpenMP threads for each rank: OMP_NUM_THREADS, or the processors that the launcher has bound it to, or an even share of the machine. */
+int ranks_threads(const ranks *r);
+
+void ranks_barrier(const ranks *r);
+void ranks_sum_double(const ranks *r, double *values, int n);
+void ranks_sum_int64(const ranks *r, int64_t *values, int n);
+void ranks_max_int64(const ranks *r, int64_t *values, int n);
+void ranks_broadcast(const ranks *r, void *data, size_t bytes, int root);
+
+/* data: `bytes` of each rank, into all (size * bytes), in the order of the ranks. bytes <= INT_MAX. */
+void ranks_gather(const ranks *r, void *all, const void *data, size_t bytes);
+
+/* buffer holds size * n floats; afterwards part `rank` (n floats, at buffer + rank * n) holds the sum over ranks of that part.
+ * The other parts are undefined. size * n <= INT_MAX. */
+void ranks_reduce_scatter(const ranks *r, float *buffer, int64_t n);
+
+/* buffer holds size * bytes; part `rank` is given, the others are filled in. bytes <= INT_MAX. */
+void ranks_all_gather(const ranks *r, void *buffer, size_t bytes);
+
+#endif

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# coverage.sh: how much of the C code the C tests reach. Called by make coverage, after setup, with names of tests (tests/test_x).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+build=build/coverage
+find "$build" -name '*.gcda' -delete 2>/dev/null || true # counts of an earlier run would be added to
+make --no-print-directory -j"$(nproc)" BUILD=$build OPT="-O0 --coverage" test-programs
+status=0
+build/venv/bin/python tests/run.py "${@/#/$build/}" || status=$?
+build/venv/bin/gcovr --root . --object-directory "$build/obj" --exclude tests/ --html-details "$build/report.html" --txt - "$build/obj"
+echo "line by line: $build/report.html"
+exit $status

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# lint.sh: the checks that need no running program. Called by make format and make lint, after setup.
+#
+#   scripts/lint.sh format           formats all C and CUDA files in place
+#   scripts/lint.sh check FLAGS...   checks formatting, layers, C files (with the compiler's FLAGS) and shell scripts
+#
+# All checks run, whatever the earlier ones found; the exit status is 1 if any found something.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+
+clang_format=build/venv/bin/clang-format
+folders=(util ranks cpu cuda model checkpoint data eval distill train)
+shopt -s nullglob
+c_files=(mobilellm.c)
+for folder in "${folders[@]}"; do c_files+=("$folder"/*.c); done
+all_files=("${c_files[@]}" ops.h tests/*.[ch])
+for folder in "${folders[@]}"; do all_files+=("$folder"/*.h "$folder"/*.cu "$folder"/*.cuh); done
+
+if [[ $1 == format ]]; then
+    "$clang_format" -i "${all_files[@]}"
+    exit
+fi
+shift
+
+failed=()
+check() { # NAME COMMAND...
+    local name=$1 start=$SECONDS
+    shift
+    if "$@"; then echo "lint: $name: ok ($((SECONDS - start)) s)"; else failed+=("$name"); fi
+}
+
+layers() { python3 scripts/lint_layers.py; }
+
+format() { "$clang_format" --dry-run -Werror "${all_files[@]}"; }
+
+tidy() { # FLAGS... ; warnings are the compiler's business here
+    local flags=() flag status
+    for flag; do [[ $flag == -W* ]] || flags+=("$flag"); done
+    printf '%s\0' "${c_files[@]}" | xargs -0 -I {} -P "$(nproc)" clang-tidy --quiet {} -- "${flags[@]}" >build/clang-tidy.log 2>&1
+    status=$?
+    grep -vE '^[0-9]+ warnings? generated' build/clang-tidy.log
+    return $status
+}
+
+# Suppressed: what follows from the library's headers not being read (missingInclude*, unmatchedSuppression), and style that is
+# taste (variableScope, unusedStructMember of structs that mirror a file, constParameter* of callbacks with a fixed type).
+cpp_check() {
+    cppcheck --quiet --std=c11 --language=c --enable=warning,performance,portability --inline-suppr --error-exitcode=1 -j "$(nproc)" \
+        --suppress=missingInclude --suppress=missingIncludeSystem --suppress=unmatchedSuppression -D_GNU_SOURCE -I . "${c_files[@]}"
+}
+
+shell() { shellcheck scripts/*.sh .ci/run; }
+
+mkdir -p build
+check layers layers
+check clang-format format
+check shellcheck shell
+check cppcheck cpp_check
+check clang-tidy tidy "$@"
+
+[[ ${#failed[@]} == 0 ]] || { echo "lint: failed: ${failed[*]}"; exit 1; }

@@ -1,0 +1,192 @@
+/* loop.c: one step after another: data, forward and backward of each micro-batch, reduction, AdamW; and what surrounds them.
+ *
+ * The loss is the mean over the valid tokens of the whole step: they are counted over all micro-batches and ranks before the first
+ * forward, so any split of the same rows gives the same gradient. docs/step.md follows one step down to the kernels. */
+#include "train/loop.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "eval/heldout.h"
+#include "train/schedule.h"
+#include "train/stop.h"
+#include "util/system.h"
+
+/* What one step did, the same on all ranks. */
+typedef struct step_result {
+    double loss, z_loss, lr, grad_norm;
+    bool stepped;
+} step_result;
+
+/* Time since the last logged line, without evaluations and checkpoints. */
+typedef struct stopwatch {
+    double busy_s, wait_s;
+    int64_t steps;
+} stopwatch;
+
+/* This rank's micro-batches. Gradients are final, and reduced, during the last one's backward pass. */
+static int accumulate_gradients(run *r, const token_batch *batch, float scale, double sums[2], error *err) {
+    int micro = r->model.options.B, T = batch->seq_len;
+    model_hooks hooks = {.gradients_final = optimizer_reduce_group, .context = &r->optimizer};
+    for (int row = 0; row < batch->rows; row += micro) {
+        int rows = batch->rows - row < micro ? batch->rows - row : micro;
+        size_t at = (size_t)row * (size_t)T;
+        model_input in = {rows, batch->tokens + at, batch->targets + at, batch->doc + at, batch->pos + at};
+        bool last = row + rows == batch->rows;
+        if (model_train(&r->model, &in, scale, (float)r->config.optimizer.z_loss, row > 0, last ? &hooks : NULL, sums, err)) return -1;
+    }
+    return 0;
+}
+
+/* A rank without rows (more ranks than rows) takes part in the reduction with zeros. */
+static void reduce_nothing(run *r) {
+    r->ops->zero(r->backend, r->model.grads, (size_t)r->model.registry.n_flat * sizeof(float));
+    for (int group = r->model.config.n_layers + 1; group >= 0; group--) optimizer_reduce_group(&r->optimizer, group);
+}
+
+static int train_step(run *r, const token_batch *batch, int64_t n_valid, step_result *result, error *err) {
+    const run_config *c = &r->config;
+    double sums[2] = {0, 0};
+    float scale = n_valid > 0 ? 1.0f / (float)n_valid : 0.0f;
+    if (batch->rows == 0)
+        reduce_nothing(r);
+    else if (accumulate_gradients(r, batch, scale, sums, err))
+        return -1;
+    ranks_sum_double(r->ranks, sums, 2);
+    result->loss = n_valid > 0 ? sums[0] / (double)n_valid : 0;
+    result->z_loss = n_valid > 0 ? sums[1] / (double)n_valid : 0;
+    result->lr = schedule_lr((schedule_kind)c->schedule.kind, c->optimizer.lr, c->schedule.min_lr_ratio, r->progress.tokens,
+                             c->batch.tokens, c->schedule.warmup_tokens, run_steps(c) * c->batch.tokens, c->schedule.decay_fraction);
+    return optimizer_step(&r->optimizer, c, result->lr, &result->grad_norm, &result->stepped, err);
+}
+
+/* Counters after a step. A non-finite gradient changes no weight; too many in a row end the run. */
+static int count_step(run *r, const step_result *s, error *err) {
+    checkpoint_info *p = &r->progress;
+    p->step++;
+    p->tokens += r->config.batch.tokens;
+    p->samples += r->config.batch.tokens / r->config.data.seq_len;
+    p->nonfinite_in_a_row = s->stepped ? 0 : p->nonfinite_in_a_row + 1;
+    if (s->stepped) return 0;
+    p->skipped_steps++;
+    if (r->ranks->rank == 0)
+        fprintf(stderr, "mobilellm: step %lld: loss %g, gradient norm %g: the step is skipped (%lld in a row, %d end the run)\n",
+                (long long)p->step, s->loss, s->grad_norm, (long long)p->nonfinite_in_a_row, r->config.train.max_nonfinite);
+    if (p->nonfinite_in_a_row < r->config.train.max_nonfinite) return 0;
+    error_set(err, STATUS_DIVERGED,
+              "%lld steps in a row had a non-finite gradient, the last one step %lld: lower optimizer.lr or optimizer.grad_clip, look at "
+              "the data, and resume from an earlier checkpoint of %s",
+              (long long)p->nonfinite_in_a_row, (long long)p->step, r->config.checkpoint.dir);
+    return ranks_agree(r->ranks, r->ranks->rank == 0 ? -1 : 0, err);
+}
+
+static int append_history(history_row **rows, int64_t *n, history_row row, error *err) {
+    history_row *grown = realloc(*rows, (size_t)(*n + 1) * sizeof *grown);
+    if (!grown) return error_set(err, STATUS_RESOURCE, "no memory for the history of the run");
+    *rows = grown;
+    (*rows)[(*n)++] = row;
+    return 0;
+}
+
+static int log_step(run *r, const run_plan *plan, metrics *m, const step_result *s, stopwatch *watch, error *err) {
+    checkpoint_info *p = &r->progress;
+    history_row row = {p->step, p->tokens, s->loss, s->lr, s->grad_norm};
+    if (append_history(&p->train, &p->n_train, row, err)) return -1;
+    int64_t memory = (int64_t)process_memory();
+    ranks_max_int64(r->ranks, &memory, 1);
+    double step_s = watch->busy_s / (double)watch->steps, rate = (double)r->config.batch.tokens / step_s;
+    step_metrics line = {.step = p->step,
+                         .n_steps = plan->n_steps,
+                         .tokens = p->tokens,
+                         .loss = s->loss,
+                         .z_loss = s->z_loss,
+                         .lr = s->lr,
+                         .grad_norm = s->grad_norm,
+                         .step_s = step_s,
+                         .data_wait_s = watch->wait_s / (double)watch->steps,
+                         .tokens_per_s = rate,
+                         .gflops = rate * plan->flops_per_token / 1e9,
+                         .peak_share = rate * plan->flops_per_token / r->gemm_peak,
+                         .memory_bytes = (size_t)memory,
+                         .eta_s = step_s * (double)(plan->n_steps - p->step),
+                         .skipped_steps = p->skipped_steps};
+    *watch = (stopwatch){0};
+    return m ? metrics_step(m, &line, err) : 0;
+}
+
+static int tell_eval(run *r, metrics *m, const char *prefix, const heldout_loss *loss, error *err) {
+    eval_metrics line = {.step = r->progress.step,
+                         .tokens = r->progress.tokens,
+                         .prefix = prefix,
+                         .loss = heldout_mean(loss),
+                         .perplexity = exp(heldout_mean(loss)),
+                         .bits_per_byte = heldout_bits_per_byte(loss),
+                         .eval_tokens = loss->tokens,
+                         .seconds = loss->seconds};
+    return m ? metrics_eval(m, &line, err) : 0;
+}
+
+static int evaluate(run *r, metrics *m, error *err) {
+    const data_source *sources = r->config.data.heldout.items;
+    int n = r->config.data.heldout.n;
+    heldout_loss total = {0};
+    if (n == 0) return 0;
+    for (int i = 0; i < n; i++) {
+        heldout_loss loss;
+        if (heldout_measure(&loss, &r->model, sources[i].prefix, r->config.data.mask_documents, r->config.train.eval_tokens, r->ranks, err) ||
+            tell_eval(r, m, sources[i].prefix, &loss, err))
+            return -1;
+        total = (heldout_loss){total.nats + loss.nats, total.tokens + loss.tokens, total.bytes + loss.bytes, total.seconds + loss.seconds};
+    }
+    if (n > 1 && tell_eval(r, m, "total", &total, err)) return -1;
+    history_row row = {r->progress.step, r->progress.tokens, heldout_mean(&total), NAN, NAN};
+    return append_history(&r->progress.heldout, &r->progress.n_heldout, row, err);
+}
+
+static int save(run *r, error *err) {
+    char path[4096];
+    double start = seconds_now();
+    if (run_save(r, path, err)) return -1;
+    if (r->ranks->rank == 0) printf("checkpoint  %s  %.2f s\n", path, seconds_now() - start);
+    return 0;
+}
+
+/* Does any rank want to stop? All come to the same answer; the reason is rank 0's own where it has one. */
+static const char *agree_to_stop(const run *r) {
+    const char *reason = stop_reason();
+    int64_t wishes = reason != NULL;
+    ranks_sum_int64(r->ranks, &wishes, 1);
+    return wishes == 0 ? NULL : reason ? reason : "a signal to another rank";
+}
+
+static bool every(int64_t step, int64_t interval) { return interval > 0 && step % interval == 0; }
+
+int train_loop(run *r, const run_plan *plan, metrics *m, const char **stopped, error *err) {
+    const run_config *c = &r->config;
+    checkpoint_info *p = &r->progress;
+    stopwatch watch = {0};
+    int64_t saved_at = p->step;
+    int64_t last = c->train.stop_after > 0 && c->train.stop_after < plan->n_steps ? c->train.stop_after : plan->n_steps;
+    *stopped = NULL;
+    while (p->step < last && (*stopped = agree_to_stop(r)) == NULL) {
+        double start = seconds_now(), waited = 0;
+        const token_batch *batch;
+        if (ranks_agree(r->ranks, loader_next(r->loader, &batch, &waited, err), err)) return -1;
+        int64_t n_valid = batch->n_valid;
+        ranks_sum_int64(r->ranks, &n_valid, 1);
+        step_result s;
+        if (train_step(r, batch, n_valid, &s, err) || count_step(r, &s, err)) return -1;
+        watch = (stopwatch){watch.busy_s + seconds_now() - start, watch.wait_s + waited, watch.steps + 1};
+
+        bool at_end = p->step == last;
+        if ((every(p->step, c->train.log_every) || at_end || p->step == 1) && log_step(r, plan, m, &s, &watch, err)) return -1;
+        if ((every(p->step, c->train.eval_every) || p->step == plan->n_steps) && evaluate(r, m, err)) return -1;
+        if (every(p->step, c->checkpoint.every)) {
+            if (save(r, err)) return -1;
+            saved_at = p->step;
+        }
+    }
+    if (*stopped == NULL && p->step < plan->n_steps) *stopped = "train.stop_after";
+    return saved_at == p->step ? 0 : save(r, err);
+}

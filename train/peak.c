@@ -1,0 +1,26 @@
+/* peak.c: the two widest products of a layer, gate|up and the head's chunk. Best of several, since the first call builds the plan. */
+#include "train/peak.h"
+
+#include "model/passes.h"
+#include "util/system.h"
+
+static double measure(model *m, void *y, const void *w, int64_t N, int64_t O) {
+    double best = 0, start = seconds_now();
+    error ignored;
+    for (int i = 0; i < 8 && (i < 2 || seconds_now() - start < 0.25); i++) {
+        double t = seconds_now();
+        m->ops->linear_forward(m->backend, y, m->normed, w, m->options.x, N, m->config.d_model, O);
+        if (m->ops->sync(m->backend, &ignored)) return best;
+        double rate = 2.0 * (double)N * m->config.d_model * (double)O / (seconds_now() - t);
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+
+double peak_measure(model *m) {
+    int64_t N = (int64_t)m->options.B * m->options.T;
+    m->ops->zero(m->backend, m->normed, (size_t)(N * m->config.d_model) * dtype_size(m->options.x));
+    double layer = measure(m, m->layers[0].gate_up, model_layer_weights(m, 0).gate_up, N, 2 * (int64_t)m->config.d_ffn);
+    double head = measure(m, m->work, model_head_weight(m, NULL), m->options.head_chunk, m->config.vocab_size);
+    return layer > head ? layer : head;
+}

@@ -1,0 +1,59 @@
+/* run.h: everything a training run holds, from its config to its open files, and its state in a checkpoint. */
+#ifndef MOBILELLM_TRAIN_RUN_H
+#define MOBILELLM_TRAIN_RUN_H
+
+#include "checkpoint/checkpoint.h"
+#include "data/loader.h"
+#include "model/model.h"
+#include "ranks/ranks.h"
+#include "train/config.h"
+#include "train/metrics.h"
+#include "train/optimizer.h"
+#include "util/arena.h"
+
+/* One rank's rows of a step, and what it takes to compute them. */
+typedef struct run {
+    run_config config;
+    const ranks *ranks;
+    const ops *ops;
+    backend *backend;
+    arena arena; /* all of the backend's memory: see run_plan */
+    void *memory;
+    model model;
+    optimizer optimizer;
+    loader *loader;
+    checkpoint_info progress; /* counters and history: what the next checkpoint says; config and lineage filled in */
+    double gemm_peak;         /* FLOP/s of all ranks together, measured at start */
+} run;
+
+/* The memory and the work of a run, known before anything is allocated. */
+typedef struct run_plan {
+    arena arena; /* dry: peak and parts */
+    param_counts params;
+    double flops_per_token; /* of a training step */
+    int rows_per_rank;      /* sequences of a step, of the rank with the most */
+    int micro_steps;        /* of that rank */
+    int64_t n_steps;
+    int ranks, threads;
+} run_plan;
+
+/* What a run of `n_ranks` ranks will need on each. op: of the backend it will use; b may be NULL for the CPU's. */
+int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, const ops *op, backend *b, error *err);
+
+/* Opens the backend and everything that has memory, after checking that it fits; weights are not set. Each rank calls it, and no rank
+ * waits for another in it. */
+int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, error *err);
+void run_close(run *r);
+
+/* Random weights, or those of init.checkpoint. */
+int run_init(run *r, error *err);
+
+/* Collective: writes a checkpoint of the run as it is. path: its name. */
+int run_save(run *r, char path[4096], error *err);
+
+/* Reads weights, optimizer state, counters and history of a checkpoint, whatever the ranks that wrote it. */
+int run_restore(run *r, const char *path, error *err);
+
+int64_t run_steps(const run_config *c);
+
+#endif

@@ -1,0 +1,31 @@
+/* dtype.h: the number formats of tensors, and bf16 on the host. */
+#ifndef MOBILELLM_UTIL_DTYPE_H
+#define MOBILELLM_UTIL_DTYPE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef enum dtype { DTYPE_F32, DTYPE_BF16 } dtype;
+
+typedef uint16_t bf16; /* the upper half of an IEEE binary32 */
+
+static inline size_t dtype_size(dtype x) { return x == DTYPE_F32 ? 4 : 2; }
+static inline const char *dtype_name(dtype x) { return x == DTYPE_F32 ? "f32" : "bf16"; }
+
+static inline float bf16_to_float(bf16 b) {
+    uint32_t bits = (uint32_t)b << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+/* Rounds to nearest even; a NaN stays a NaN. */
+static inline bf16 bf16_from_float(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (bf16)(bits >> 16 | 0x40);
+    return (bf16)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+#endif

@@ -32,24 +32,26 @@ C_TESTS = $(patsubst %.c,$(BUILD)/%,$(wildcard $(T:%=tests/%.c)))
 PY_TESTS = $(wildcard $(T:%=tests/%.py))
 
 SANITIZED = BUILD=build/asan OPT="-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+Q = $(if $(V),,@) # V=1 shows the commands
 SUBMAKE = $(MAKE) --no-print-directory -j$(JOBS)
 PYTHON = build/venv/bin/python
 
 all: $(BUILD)/mobilellm ## build build/mobilellm (the default); ARCH=x86-64-v3 for other machines than this one
 
 $(BUILD)/mobilellm: $(BUILD)/obj/mobilellm.o $(BUILD)/libmobilellm.a
-	$(CC) $(FLAGS) -o $@ $^ $(LIBS)
+	@echo "link $@"
+	$(Q)$(CC) $(FLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/libmobilellm.a: $(OBJECTS)
-	rm -f $@ && ar rcs $@ $^
+	$(Q)rm -f $@ && ar rcs $@ $^
 
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
-	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
+	@echo "compile $@" && mkdir -p $(@D)
+	$(Q)$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libmobilellm.a
-	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -o $@ $^ -lcmocka $(LIBS)
+	@echo "link $@" && mkdir -p $(@D)
+	$(Q)$(CC) $(FLAGS) -o $@ $^ -lcmocka $(LIBS)
 
 # Two files that change only when what they hold does: other flags rebuild everything, another commit only what names the version.
 $(BUILD)/flags: FORCE

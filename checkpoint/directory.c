@@ -81,6 +81,12 @@ int directory_make(const char *dir, error *err) {
     return 0;
 }
 
+/* Other reasons for which it cannot be seen are left to who opens it. */
+static bool exists(const char *dir) {
+    struct stat s;
+    return stat(dir, &s) == 0 || errno != ENOENT;
+}
+
 /* Calls `each` for every name in dir until it fails. */
 static int for_each(const char *dir, int (*each)(const char *dir, const char *name, void *data, error *err), void *data,
                     error *err) {
@@ -111,7 +117,7 @@ static int remove_temporary(const char *dir, const char *name, void *unused, err
     return unlink(path) == 0 || errno == ENOENT ? 0 : directory_error(err, path, errno);
 }
 
-int directory_clean(const char *dir, error *err) { return for_each(dir, remove_temporary, NULL, err); }
+int directory_clean(const char *dir, error *err) { return exists(dir) ? for_each(dir, remove_temporary, NULL, err) : 0; }
 
 typedef struct step_list {
     int64_t *steps;
@@ -139,9 +145,7 @@ static int newest_first(const void *a, const void *b) {
 
 int directory_steps(const char *dir, int64_t **steps, int *n, error *err) {
     step_list list = {0};
-    struct stat s;
-    bool missing = stat(dir, &s) != 0 && errno == ENOENT;
-    int result = missing ? 0 : for_each(dir, add_step, &list, err);
+    int result = exists(dir) ? for_each(dir, add_step, &list, err) : 0;
     if (list.n > 1) qsort(list.steps, (size_t)list.n, sizeof *list.steps, newest_first);
     *steps = list.steps;
     *n = list.n;

@@ -15,7 +15,7 @@ enum { PATH_SIZE = 4096 };
 /* Writes the two names of a step's file; fails if they do not fit. */
 int directory_names(char file[PATH_SIZE], char temporary[PATH_SIZE], const char *dir, int64_t step, error *err);
 
-/* Makes the directory and those above it, and removes temporary files in it. */
+/* Makes the directory and those above it, and removes temporary files in it (none if it does not exist). */
 int directory_make(const char *dir, error *err);
 int directory_clean(const char *dir, error *err);
 

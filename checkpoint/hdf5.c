@@ -11,21 +11,26 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "files are little endian, and memory is written as it is");
 
-void h5_quiet(void) { H5Eset_auto2(H5E_DEFAULT, NULL, NULL); }
-
 /* The walk goes from the innermost call outwards: the first description is the cause. */
 static herr_t keep_innermost(unsigned depth, const H5E_error2_t *e, void *text) {
-    if (depth == 0 && e->desc) snprintf(text, H5_REASON, "%s", e->desc);
+    if (depth == 0 && e->desc) snprintf(text, sizeof((h5_trouble *)0)->text, "%s", e->desc);
     return 0;
 }
 
-int h5_reason(char text[H5_REASON]) {
-    snprintf(text, H5_REASON, "HDF5 gives no reason");
-    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, text);
-    const char *number = strstr(text, "errno = ");
-    int code = number ? atoi(number + strlen("errno = ")) : 0;
-    if (code) snprintf(text, H5_REASON, "%s", strerror(code));
-    return code;
+/* HDF5 calls this as a function of its API fails, before the next call clears its error stack. */
+static herr_t note(hid_t stack, void *trouble) {
+    h5_trouble *t = trouble;
+    if (t->text[0]) return 0;
+    H5Ewalk2(stack, H5E_WALK_UPWARD, keep_innermost, t->text);
+    const char *number = strstr(t->text, "errno = ");
+    t->code = number ? atoi(number + strlen("errno = ")) : 0;
+    if (t->code) snprintf(t->text, sizeof t->text, "%s", strerror(t->code));
+    return 0;
+}
+
+void h5_listen(h5_trouble *t) {
+    if (t) *t = (h5_trouble){0};
+    H5Eset_auto2(H5E_DEFAULT, t ? note : NULL, t);
 }
 
 hid_t h5_type(dtype type) {

@@ -1,7 +1,7 @@
 /* hdf5.h: the little of HDF5 that checkpoints use.
  *
- * Functions return what HDF5 does: an identifier, or negative on failure, with the cause on HDF5's error stack, which h5_reason
- * puts into words. HDF5 itself prints nothing once h5_quiet was called. */
+ * Functions return what HDF5 does: an identifier, or negative on failure, and the cause goes to the h5_trouble that listens.
+ * HDF5 itself prints nothing. */
 #ifndef MOBILELLM_CHECKPOINT_HDF5_H
 #define MOBILELLM_CHECKPOINT_HDF5_H
 
@@ -12,11 +12,14 @@
 #include "util/dtype.h"
 #include "util/error.h"
 
-void h5_quiet(void);
+/* The first failure since h5_listen: its innermost cause, and the errno in it (0: none). */
+typedef struct h5_trouble {
+    char text[512];
+    int code;
+} h5_trouble;
 
-/* The innermost cause of the last failure. Returns the errno in it, 0 if it has none. */
-enum { H5_REASON = 512 };
-int h5_reason(char text[H5_REASON]);
+/* From now on failures are noted in *t, which is cleared; NULL: nowhere. */
+void h5_listen(h5_trouble *t);
 
 /* File types, which are the memory types too (little endian): closed by the caller. A bf16 is a floating-point number of 16 bits,
  * sign at 15, 8 bits of exponent at 7 (bias 127), 7 of mantissa at 0: known to HDF5 by these figures, not by a name. */

@@ -36,7 +36,7 @@ typedef struct dataset {
     int n_axes;
     const int64_t *shape;
     size_t item; /* bytes of an element */
-    int is_history;
+    bool is_history;
     dtype type;
     const checkpoint_part *parts;
     int n_parts;
@@ -54,6 +54,7 @@ typedef struct writing {
     checkpoint_part histories[2];
     int64_t history_rows[2];
     void *staging; /* CHUNK_BYTES */
+    h5_trouble trouble;
 } writing;
 
 static int64_t count_of(const dataset *d) { return d->n_axes == 1 ? d->shape[0] : d->shape[0] * d->shape[1]; }
@@ -64,13 +65,12 @@ static int64_t own_count(const dataset *d) {
     return n;
 }
 
-/* HDF5 failed on `path`: says why. Returns -1. */
-static int h5_error(error *err, const char *path) {
-    char reason[H5_REASON];
-    int code = h5_reason(reason);
-    if (code) return directory_error(err, path, code);
+/* HDF5 failed on the temporary file: says why. Returns -1. */
+static int h5_error(const writing *w, error *err) {
+    if (w->trouble.code) return directory_error(err, w->temporary, w->trouble.code);
     return error_set(err, STATUS_RESOURCE,
-                     "%s: HDF5 cannot write it: %s.\nEarlier checkpoints are untouched. Check the filesystem.", path, reason);
+                     "%s: HDF5 cannot write it: %s.\nEarlier checkpoints are untouched. Check the filesystem.", w->temporary,
+                     w->trouble.text);
 }
 
 static void add_history(writing *w, int which, const char *path, history_row *rows, int64_t n) {
@@ -80,7 +80,7 @@ static void add_history(writing *w, int which, const char *path, history_row *ro
                                 .n_axes = 1,
                                 .shape = &w->history_rows[which],
                                 .item = sizeof(history_row),
-                                .is_history = 1,
+                                .is_history = true,
                                 .parts = &w->histories[which],
                                 .n_parts = w->r->rank == 0};
 }
@@ -222,9 +222,10 @@ static hid_t create_file(const char *path) {
 
 static int out_of_space(error *err, const char *path, int64_t bytes, int64_t available, int code) {
     char needed[16], there[16];
-    directory_error(err, path, code);
-    return error_prefix(err, "the checkpoint needs %s, the filesystem has %s free", format_bytes(needed, (double)bytes),
-                        format_bytes(there, (double)available));
+    return error_set(err, STATUS_RESOURCE,
+                     "%s: the checkpoint needs %s, the filesystem has %s free (%s).\n"
+                     "Free space there or keep fewer checkpoints, then resume: earlier checkpoints are untouched.",
+                     path, format_bytes(needed, (double)bytes), format_bytes(there, (double)available), strerror(code));
 }
 
 static int64_t available_bytes(const char *path) {
@@ -256,11 +257,11 @@ static int lay_out(const writing *w, const char *dir, error *err) {
     if (bytes > available) return out_of_space(err, w->file, bytes, available, ENOSPC);
 
     hid_t file = create_file(w->temporary);
-    if (file < 0) return h5_error(err, w->temporary);
+    if (file < 0) return h5_error(w, err);
     int result = put_info(file, w);
     for (int i = 0; result == 0 && i < w->n; i++) result = make_dataset(file, &w->sets[i]);
-    if (result) h5_error(err, w->temporary);
-    if (H5Fclose(file) < 0 && result == 0) result = h5_error(err, w->temporary);
+    if (result) h5_error(w, err);
+    if (H5Fclose(file) < 0 && result == 0) result = h5_error(w, err);
     return result ? -1 : reserve(w, err);
 }
 
@@ -308,7 +309,7 @@ static int64_t take(const writing *w, const dataset *d, cursor *at, hid_t space,
         int64_t n = part->count - at->within < room - taken ? part->count - at->within : room - taken;
         const char *from = (const char *)part->data + (size_t)at->within * d->item;
         if (n > 0 && h5_select(space, d->n_axes, d->shape, part->first + at->within, n) < 0) return -1;
-        bool alone = taken == 0 && (n == room || at->part == d->n_parts - 1);
+        bool alone = taken == 0 && n > 0 && (n == room || at->part == d->n_parts - 1);
         if (alone) *data = from;
         if (!alone && n > 0) memcpy((char *)w->staging + (size_t)taken * d->item, from, (size_t)n * d->item);
         taken += n;
@@ -344,30 +345,32 @@ static int write_dataset(const writing *w, const dataset *d, hid_t properties) {
 
 /* A rank that fails among others inside a collective call ends all of them. */
 static int fail_together(const writing *w, error *err) {
-    h5_error(err, w->temporary);
+    h5_error(w, err);
     if (w->r->size == 1) return -1;
     unlink(w->temporary);
     ranks_abort(w->r, err);
 }
 
-/* All ranks: their parts into the file that rank 0 laid out. */
+/* All ranks: their parts of all datasets into the open file. */
+static int write_parts(writing *w, hid_t file) {
+    hid_t properties = transfer_properties(w);
+    int result = properties < 0 ? -1 : 0;
+    for (int i = 0; result >= 0 && i < w->n; i++) {
+        dataset *d = &w->sets[i];
+        d->id = H5Dopen2(file, d->path, H5P_DEFAULT);
+        result = d->id < 0 ? -1 : write_dataset(w, d, properties);
+        if (d->id >= 0 && H5Dclose(d->id) < 0) result = -1;
+    }
+    if (properties >= 0) H5Pclose(properties);
+    return result;
+}
+
 static int fill(writing *w, error *err) {
     if (ranks_share(w->r, can_open(w, err), err)) return -1;
-    hid_t file = open_file(w), properties = transfer_properties(w);
-    int opened = 0, result = file >= 0 && properties >= 0 ? 0 : h5_error(err, w->temporary);
-    for (; result == 0 && opened < w->n; opened++) {
-        w->sets[opened].id = H5Dopen2(file, w->sets[opened].path, H5P_DEFAULT);
-        if (w->sets[opened].id < 0) {
-            result = h5_error(err, w->temporary);
-            break;
-        }
-    }
-    result = ranks_share(w->r, result, err);
-    for (int i = 0; result == 0 && i < w->n; i++)
-        if (write_dataset(w, &w->sets[i], properties) < 0) result = fail_together(w, err);
-    for (int i = 0; i < opened; i++) H5Dclose(w->sets[i].id);
-    if (properties >= 0) H5Pclose(properties);
-    if (file >= 0 && H5Fclose(file) < 0 && result == 0) result = fail_together(w, err);
+    hid_t file = open_file(w);
+    if (file < 0) return fail_together(w, err);
+    int result = write_parts(w, file) < 0 ? fail_together(w, err) : 0;
+    if (H5Fclose(file) < 0 && result == 0) result = fail_together(w, err);
     return result;
 }
 
@@ -388,10 +391,11 @@ int checkpoint_write(const char *dir, int keep, const checkpoint_info *info, con
         w->r = r;
         result = prepare(w, dir, tensors, n_tensors, err);
     }
-    h5_quiet();
     result = ranks_share(r, result, err);
     if (result == 0) {
+        h5_listen(&w->trouble);
         result = write_all(w, dir, keep, err);
+        h5_listen(NULL);
         if (result && r->rank == 0) unlink(w->temporary);
         if (path) snprintf(path, PATH_SIZE, "%s", w->file);
     }

@@ -88,7 +88,7 @@ void ranks_close(ranks *r) {
 }
 
 /* One write, so that the lines of two programs on a terminal do not mix. */
-static void print_error(const ranks *r, const error *err) {
+void ranks_warn(const ranks *r, const error *err) {
     char host[256] = "", text[2 * sizeof err->text + sizeof host + 64];
     size_t used = (size_t)snprintf(text, sizeof text, "mobilellm: ");
     if (r->size > 1) {
@@ -112,7 +112,7 @@ static void wait_for_the_end(void) {
 
 noreturn void ranks_abort(const ranks *r, const error *err) {
     if (r->size > 1 && err->code == STATUS_RANK) wait_for_the_end();
-    print_error(r, err);
+    ranks_warn(r, err);
     if (r->comm) MPI_Abort(MPI_COMM_WORLD, err->code);
     exit(err->code);
 }

@@ -28,6 +28,9 @@ void ranks_close(ranks *r);
  * A rank whose error is that of another (STATUS_RANK) leaves it to that one to print, and is ended by it. */
 noreturn void ranks_abort(const ranks *r, const error *err);
 
+/* Prints the same message, and goes on. */
+void ranks_warn(const ranks *r, const error *err);
+
 /* Collective agreement: 0 when every rank comes with result 0; otherwise the lowest rank whose result is -1 prints and ends all.
  */
 int ranks_agree(const ranks *r, int result, const error *err);
@@ -36,7 +39,8 @@ int ranks_agree(const ranks *r, int result, const error *err);
  * reason of the lowest that did, as "rank 3: ...", with the code STATUS_RANK. */
 int ranks_share(const ranks *r, int result, error *err);
 
-/* OpenMP threads for each rank: OMP_NUM_THREADS, or the processors that the launcher has bound it to, or an even share of the machine. */
+/* OpenMP threads for each rank: OMP_NUM_THREADS, or the processors that the launcher has bound it to, or an even share of the
+ * machine. */
 int ranks_threads(const ranks *r);
 
 void ranks_barrier(const ranks *r);

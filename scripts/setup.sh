@@ -35,6 +35,7 @@ find_python() {
 present() { # PROBE of packages.txt
     local name=${1#*:}
     case $1 in
+        compiler) command -v "${compiler%% *}" >/dev/null ;;
         command:*) command -v "$name" >/dev/null ;;
         pkg-config:*) pkg-config --exists "$name" 2>/dev/null ;;
         header:*) echo "#include <$name>" | $compiler -include stddef.h -include stdint.h -include stdarg.h -include setjmp.h -E -x c - >/dev/null 2>&1 ;;
@@ -96,7 +97,7 @@ install_python() { # REQUIREMENTS
 
 if [[ ${1-} == --check ]]; then
     compiler=${3:-$compiler}
-    command -v "${compiler%% *}" >/dev/null || die "the compiler $compiler is not on PATH. Install it, or run: make setup"
+    present compiler || [[ $compiler == gcc ]] || die "the compiler $compiler is not on PATH"
     missing=$(missing_packages "$2")
     [[ -z $missing ]] || die "missing: ${missing//$'\n'/ }" "To install them run: make setup"
     exit

@@ -1,11 +1,12 @@
 /* op_testing.h: what the tests of the CPU's ops share: arrays in both number formats, and comparison with double precision.
  *
- * A test draws doubles, makes arrays of the op from them (which rounds the doubles too, so that the reference sees the same numbers),
- * calls the op, and compares with the formula of ops.h worked out in double by plain loops. Gradients are compared with central
- * differences of that formula, element by element.
+ * A test draws doubles, makes arrays of the op from them (which rounds the doubles too, so that the reference sees the same
+ * numbers), calls the op, and compares with the formula of ops.h worked out in double by plain loops. Gradients are compared with
+ * central differences of that formula, element by element.
  *
- * What is allowed: results are computed in fp32 and rounded once to the format of the array, so an element may be off by half a unit
- * in the last place of bf16, and by the fp32 error that the test names, which is relative to the scale of the terms summed. */
+ * What is allowed: results are computed in fp32 and rounded once to the format of the array, so an element may be off by half a
+ * unit in the last place of bf16, and by the fp32 error that the test names, which is relative to the scale of the terms summed.
+ */
 #ifndef MOBILELLM_TESTS_OP_TESTING_H
 #define MOBILELLM_TESTS_OP_TESTING_H
 

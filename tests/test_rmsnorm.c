@@ -63,9 +63,11 @@ static double norm_loss(const void *context) {
 
 static void check_backward(testing *t, int64_t N, int C, bool accumulate, dtype x) {
     int64_t n = N * C;
-    struct norm_problem p = {N, C, random_doubles(t, n, 1, 1), random_doubles(t, C, 2, 1), random_doubles(t, n, 3, 1), new_doubles(t, C)};
+    struct norm_problem p = {
+        N, C, random_doubles(t, n, 1, 1), random_doubles(t, C, 2, 1), random_doubles(t, n, 3, 1), new_doubles(t, C)};
     double *dh = random_doubles(t, n, 4, 1), *dw = random_doubles(t, C, 5, 1), *row_y = new_doubles(t, C);
-    void *x_h = array_of(t, p.h, n, x), *x_w = array_of(t, p.w, C, x), *x_dy = array_of(t, p.dy, n, x), *x_dh = array_of(t, dh, n, x);
+    void *x_h = array_of(t, p.h, n, x), *x_w = array_of(t, p.w, C, x), *x_dy = array_of(t, p.dy, n, x),
+         *x_dh = array_of(t, dh, n, x);
     float *got_dw = array_of(t, dw, C, DTYPE_F32), *rstd = new_floats(t, N);
     for (int64_t row = 0; row < N; row++) rstd[row] = (float)norm_row(row_y, p.h + row * C, p.w, C);
 
@@ -98,7 +100,8 @@ static void bits_do_not_depend_on_threads(void **state) {
         testing one, three;
         testing_open(&one, 1);
         testing_open(&three, 3);
-        void *h = array_of(&one, random_doubles(&one, N * C, 1, 1), N * C, x), *w = array_of(&one, random_doubles(&one, C, 2, 1), C, x);
+        void *h = array_of(&one, random_doubles(&one, N * C, 1, 1), N * C, x),
+             *w = array_of(&one, random_doubles(&one, C, 2, 1), C, x);
         void *y1 = new_array(&one, N * C, x), *y3 = new_array(&one, N * C, x);
         float *rstd = new_floats(&one, N), *dw1 = new_floats(&one, C), *dw3 = new_floats(&one, C);
         one.ops->rmsnorm_forward(one.b, y1, rstd, NULL, h, NULL, w, 1e-5f, x, N, C);

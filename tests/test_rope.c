@@ -119,7 +119,7 @@ static void for_all_kinds(void (*check)(testing *, problem *, dtype)) {
         testing t;
         testing_open(&t, 2);
         int D = sizes[i % 4], norm = i / 4 % 3, pairs = i / 12 % 2;
-        problem p = make_problem(&t, D == 24 ? 33 : 2, 4, 2, D, (qk_norm)norm, (rope_pairs)pairs);
+        problem p = make_problem(&t, D == 24 ? 33 : 2, 3, 1, D, (qk_norm)norm, (rope_pairs)pairs);
         check(&t, &p, both_dtypes[i / 24]);
         testing_close(&t);
     }
@@ -131,18 +131,111 @@ static void forward_is_the_formula(void **state) {
     for_all_kinds(check_forward);
 }
 
-/* The gradient of l2 is taken through its rounded output y, u = R^-1 y / rstd: the reference in bf16 starts from that u too. */
-static void undo_norm(problem *p, const arrays *a, dtype x) {
+/* l2 goes back through its output as it was rounded: du = R^-1 (rstd * (dy - y * mean(dy*y))) */
+static void l2_formula(double *du, const problem *p, const double *y, const float *rstd) {
     problem inverse = *p;
+    double sines[POSITIONS * 64], turned[128];
+    for (int i = 0; i < POSITIONS * p->D / 2; i++) sines[i] = -p->sines[i];
+    inverse.sines = sines;
     inverse.norm = QK_NORM_NONE;
-    inverse.sines = malloc((size_t)POSITIONS * (size_t)p->D / 2 * sizeof *inverse.sines);
-    for (int i = 0; i < POSITIONS * p->D / 2; i++) inverse.sines[i] = -p->sines[i];
     for (int64_t n = 0; n < p->N; n++)
         for (int i = 0; i < p->H + p->K; i++) {
-            double y[128], *u = p->qkv + n * width(p) + i * p->D;
-            for (int d = 0; d < p->D; d++) y[d] = element(a->qkv, x, n * width(p) + i * p->D + d);
-            head(u, y, &inverse, NULL, p->pos[n]);
-            for (int d = 0; d < p->D; d++) u[d] /= (double)a->rstd[n * (p->H + p->K) + i];
+            int64_t at = n * width(p) + i * p->D;
+            double mean = 0;
+            for (int d = 0; d < p->D; d++) mean += p->dy[at + d] * y[at + d] / p->D;
+            for (int d = 0; d < p->D; d++) turned[d] = (double)rstd[n * (p->H + p->K) + i] * (p->dy[at + d] - y[at + d] * mean);
+            head(du + at, turned, &inverse, NULL, p->pos[n]);
         }
-    free(inverse.sines);
+}
+
+static void check_backward(testing *t, problem *p, dtype x) {
+    arrays a = make_arrays(t, p, x);
+    int64_t n = p->N * width(p);
+    forward(t, p, &a, x);
+    double *dw[2] = {random_doubles(t, p->D, 5, 1), random_doubles(t, p->D, 6, 1)},
+           *du = numeric_gradient(t, p->qkv, n, rope_loss, p);
+    float *added[2], *written[2] = {new_floats(t, p->D), new_floats(t, p->D)};
+    for (int i = 0; i < 2; i++) added[i] = array_of(t, dw[i], p->D, DTYPE_F32);
+    if (p->norm == QK_NORM_L2 && x == DTYPE_BF16) {
+        double *y = new_doubles(t, n);
+        for (int64_t i = 0; i < n; i++) y[i] = element(a.qkv, x, i);
+        l2_formula(du, p, y, a.rstd);
+    }
+    arrays again = a;
+    again.dqkv = copy_of(t, a.dqkv, n, x);
+    backward(t, p, &a, added[0], added[1], true, x);
+    backward(t, p, &again, written[0], written[1], false, x);
+
+    check_close("dqkv", a.dqkv, du, n, x, 2e-6, 8);
+    check_same_bits("dqkv again", again.dqkv, a.dqkv, n, x);
+    for (int i = 0; i < 2 && p->norm == QK_NORM_RMS; i++) {
+        double *gradient = numeric_gradient(t, p->w[i], p->D, rope_loss, p);
+        check_close("dw written", written[i], gradient, p->D, DTYPE_F32, 1e-6, 4 * sqrt((double)p->N));
+        for (int d = 0; d < p->D; d++) gradient[d] += dw[i][d];
+        check_close("dw added", added[i], gradient, p->D, DTYPE_F32, 1e-6, 4 * sqrt((double)p->N));
+    }
+}
+
+/* Every kind goes back exactly; the value heads' gradient is left alone; weight gradients are added or replaced. */
+static void backward_is_the_derivative(void **state) {
+    (void)state;
+    for_all_kinds(check_backward);
+}
+
+/* Scores depend on how far apart two tokens are, not on where they are. */
+static void rotation_is_relative(void **state) {
+    (void)state;
+    enum { D = 64 };
+    for (int pairs = 0; pairs < 2; pairs++) {
+        testing t;
+        testing_open(&t, 1);
+        problem p = make_problem(&t, 4, 1, 1, D, QK_NORM_NONE, (rope_pairs)pairs);
+        int32_t pos[] = {9, 4, 45, 40}; /* tokens 0 and 1 are as far apart as tokens 2 and 3 */
+        p.pos = pos;
+        for (int n = 1; n < 4; n++) memcpy(p.qkv + n * width(&p), p.qkv, (size_t)width(&p) * sizeof *p.qkv);
+        arrays a = make_arrays(&t, &p, DTYPE_F32);
+        forward(&t, &p, &a, DTYPE_F32);
+        const float *qkv = a.qkv;
+        double near = 0, far = 0;
+        for (int d = 0; d < D; d++) {
+            near += (double)qkv[d] * (double)qkv[width(&p) + D + d];
+            far += (double)qkv[2 * width(&p) + d] * (double)qkv[3 * width(&p) + D + d];
+        }
+        check_close("score", &(float){(float)far}, &near, 1, DTYPE_F32, 2e-6, 8);
+        testing_close(&t);
+    }
+}
+
+/* The weight gradients too have the same bits with one thread and with three. */
+static void bits_do_not_depend_on_threads(void **state) {
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        testing t[2];
+        arrays a[2];
+        float *dw[2][2];
+        problem p = {0};
+        for (int k = 0; k < 2; k++) {
+            testing_open(&t[k], 1 + 2 * k);
+            p = make_problem(&t[k], 173, 4, 2, 64, QK_NORM_RMS, ROPE_INTERLEAVED);
+            a[k] = make_arrays(&t[k], &p, both_dtypes[i]);
+            dw[k][0] = new_floats(&t[k], 64), dw[k][1] = new_floats(&t[k], 64);
+            forward(&t[k], &p, &a[k], both_dtypes[i]);
+            backward(&t[k], &p, &a[k], dw[k][0], dw[k][1], false, both_dtypes[i]);
+        }
+        check_same_bits("dqkv", a[0].dqkv, a[1].dqkv, p.N * width(&p), both_dtypes[i]);
+        check_same_bits("dwq", dw[0][0], dw[1][0], 64, DTYPE_F32);
+        check_same_bits("dwk", dw[0][1], dw[1][1], 64, DTYPE_F32);
+        testing_close(&t[0]);
+        testing_close(&t[1]);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(forward_is_the_formula),
+        cmocka_unit_test(backward_is_the_derivative),
+        cmocka_unit_test(rotation_is_relative),
+        cmocka_unit_test(bits_do_not_depend_on_threads),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }

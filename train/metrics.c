@@ -61,8 +61,10 @@ static const char *duration(char text[NUMBER], double seconds) {
         snprintf(text, NUMBER, "%lldm%02llds", s / 60, s % 60);
     else if (s < 86400)
         snprintf(text, NUMBER, "%lldh%02lldm", s / 3600, s % 3600 / 60);
-    else
+    else if (s < 100 * 86400)
         snprintf(text, NUMBER, "%lldd%02lldh", s / 86400, s % 86400 / 3600);
+    else
+        snprintf(text, NUMBER, "%lldd", s / 86400);
     return text;
 }
 

@@ -48,10 +48,10 @@ int metrics_eval(metrics *m, const eval_metrics *e, error *err);
 
 /* The console lines, without the newline. Columns keep their places over a run:
  *
- *   step  120/5000  tokens 62.9M  loss  3.8123  lr 3.1e-04  gnorm  0.84  5.41k tok/s   212 GFLOP/s  (51%)  mem 1.84 GiB  eta
- * 12m04s eval  500       heldout/wiki  loss  3.7080  ppl  40.8  bits/byte 1.3100
+ * step  120/5000  tokens 62.9M  loss  3.8123  lr 3.1e-04  gnorm  0.84  5.41k tok/s   212 GFLOP/s  (51%)  mem 1.84 GiB  eta 12m04s
+ * eval  500       heldout/wiki  loss  3.7080  ppl  40.8  bits/byte 1.3100
  *
- * with "skipped 2" and "data 1.2%" (of the step spent waiting for data) behind when there is something to say.
+ * with "skipped 2" (steps) and "data 1.2%" (of the time, spent waiting for data) at the end when there is something to say.
  * step_width: digits of n_steps, or 0 when no step was logged yet; prefix_width: of the longest prefix. */
 enum { METRICS_LINE = 512 };
 void metrics_step_line(char line[METRICS_LINE], const step_metrics *s);

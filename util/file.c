@@ -36,14 +36,16 @@ int file_replace(const char *path, const void *data, size_t bytes, error *err) {
 
 int file_make_directories(const char *path, error *err) {
     char part[PATH_MAX];
+    struct stat about;
     size_t length = strlen(path);
     if (length >= sizeof part) return error_set(err, STATUS_USAGE, "%s: the path is too long.", path);
     memcpy(part, path, length + 1);
     for (size_t i = 1; i <= length; i++) {
         if (path[i] != '/' && path[i] != '\0') continue;
         part[i] = '\0';
-        if (mkdir(part, 0777) && errno != EEXIST)
-            return error_set(err, STATUS_RESOURCE, "%s: cannot make the directory: %s.", part, strerror(errno));
+        int reason = mkdir(part, 0777) ? errno : 0;
+        if (reason && (stat(part, &about) || !S_ISDIR(about.st_mode)))
+            return error_set(err, STATUS_RESOURCE, "%s: cannot make the directory: %s.", part, strerror(reason));
         part[i] = path[i];
     }
     return 0;

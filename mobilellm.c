@@ -6,6 +6,7 @@
 #include "eval/command.h"
 #include "ranks/ranks.h"
 #include "train/command.h"
+#include "util/config.h"
 
 typedef struct command {
     const char *name, *usage, *purpose;
@@ -39,6 +40,7 @@ static const command *find_command(const char *name) {
 }
 
 int main(int argc, char **argv) {
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a log that is watched through a pipe */
     error err = {0};
     ranks world = {.size = 1, .local_size = 1};
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {

@@ -45,7 +45,7 @@ int directory_error(error *err, const char *path, int code) {
         default:
             advice = "Check the path and its filesystem.";
     }
-    return error_set(err, code == ENOENT ? STATUS_INPUT : STATUS_RESOURCE, "%s: %s.\n%s", path, strerror(code), advice);
+    return error_set(err, code == ENOENT ? STATUS_INPUT : STATUS_RESOURCE, "%.1000s: %s.\n%s", path, strerror(code), advice);
 }
 
 static int join(char path[PATH_SIZE], const char *dir, const char *name, error *err) {
@@ -198,7 +198,7 @@ int directory_latest(const char *dir, char file[PATH_SIZE], error *err) {
     char link[PATH_SIZE], name[PATH_SIZE] = "";
     if (join(link, dir, "latest", err)) return -1;
     ssize_t length = readlink(link, name, sizeof name - 1);
-    if (length < 0 && errno != ENOENT) return directory_error(err, link, errno);
+    if (length < 0 && errno != ENOENT && errno != EINVAL) return directory_error(err, link, errno);
     if (length < 0)
         return error_set(err, STATUS_INPUT,
                          "%s: holds no checkpoint: there is no link `latest` in it.\n"

@@ -6,6 +6,7 @@
 #include <zlib.h>
 
 const format_attribute format_strings[FORMAT_N_STRINGS] = {
+    {"model", offsetof(checkpoint_info, model)},
     {"config", offsetof(checkpoint_info, config)},
     {"tokenizer_hash", offsetof(checkpoint_info, tokenizer_hash)},
     {"lineage", offsetof(checkpoint_info, lineage)},
@@ -20,6 +21,7 @@ const format_attribute format_numbers[FORMAT_N_NUMBERS] = {
     {"nonfinite_in_a_row", offsetof(checkpoint_info, nonfinite_in_a_row)},
     {"optimizer_step", offsetof(checkpoint_info, optimizer_step)},
     {"data_seed", offsetof(checkpoint_info, data_seed)},
+    {"seq_len", offsetof(checkpoint_info, seq_len)},
 };
 
 char **format_string(checkpoint_info *info, int i) { return (char **)((char *)info + format_strings[i].offset); }

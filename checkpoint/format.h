@@ -23,7 +23,7 @@ typedef struct format_attribute {
     size_t offset;
 } format_attribute;
 
-enum { FORMAT_N_STRINGS = 4, FORMAT_N_NUMBERS = 7 };
+enum { FORMAT_N_STRINGS = 5, FORMAT_N_NUMBERS = 8 };
 extern const format_attribute format_strings[FORMAT_N_STRINGS];
 extern const format_attribute format_numbers[FORMAT_N_NUMBERS];
 

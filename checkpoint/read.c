@@ -78,15 +78,24 @@ static int resolve(checkpoint *c, const char *path, error *err) {
     return 0;
 }
 
+/* A file that HDF5 does not open. One cut short is the common case, and HDF5 knows both lengths. */
+static int cannot_open(const checkpoint *c, error *err) {
+    struct stat s;
+    const char *written = strstr(c->trouble.text, "stored_eof = ");
+    if (!written || stat(c->path, &s) != 0) return damaged(c, "its beginning", err);
+    return error_set(err, STATUS_INPUT, "%s: is %lld bytes long, and was %lld when it was written: it is cut short.\n%s", c->path,
+                     (long long)s.st_size, atoll(written + strlen("stored_eof = ")), other_file);
+}
+
 static int open_hdf5(checkpoint *c, error *err) {
     if (H5Fis_hdf5(c->path) <= 0)
         return error_set(err, STATUS_INPUT,
-                         "%s: is not an HDF5 file.\nCheckpoints are named step_*.h5; to read a Hugging Face folder, use "
-                         "`mobilellm import`.",
+                         "%s: is not an HDF5 file, or its first bytes are damaged.\n"
+                         "Checkpoints are the files step_*.h5; weights from elsewhere are read from a Hugging Face folder.",
                          c->path);
     hid_t access = H5Pcreate(H5P_FILE_ACCESS);
     if (access >= 0 && H5Pset_file_locking(access, 0, 1) >= 0) c->file = H5Fopen(c->path, H5F_ACC_RDONLY, access);
-    int result = c->file < 0 ? damaged(c, "its beginning", err) : 0;
+    int result = c->file < 0 ? cannot_open(c, err) : 0;
     if (access >= 0) H5Pclose(access);
     return result;
 }
@@ -96,7 +105,7 @@ static int check_format(checkpoint *c, error *err) {
     if (H5Aexists(c->file, "format") <= 0)
         return error_set(err, STATUS_INPUT,
                          "%s: is HDF5, but not a checkpoint of this program: its root has no attribute `format`.\n"
-                         "To use weights from elsewhere, import a Hugging Face folder: `mobilellm import`.",
+                         "Weights from elsewhere are read from a Hugging Face folder.",
                          c->path);
     char *format = h5_get_string(c->file, "format");
     int known = format && strcmp(format, FORMAT_NAME) == 0;

@@ -1,11 +1,10 @@
 /* write.c: writing a checkpoint, by one rank or by all of them together.
  *
- * The parts are summed first (CRC-32, each rank its own). Rank 0 alone then lays out the file: groups, datasets, attributes,
- * checksums, and all its space on the disk. The other ranks open that file and all write their parts into it with collective
- * calls. So everything that commonly fails (names, rights, a full disk) fails on one rank, before any rank waits inside MPI-IO
- * for another, and the structure of the file never depends on how many ranks wrote it. Bytes go from the rank that has them to
- * the file: collective calls are told not to exchange data between ranks first, which for parts of this size would only gather
- * them on a few.
+ * Each rank first sums its parts (CRC-32). Rank 0 alone then makes the whole file but for the elements (layout.h): the others
+ * open it and all write their parts into it with collective calls. So whatever commonly fails (names, rights, a full disk) fails
+ * on one rank before any other waits for it inside MPI-IO, and the structure of a file does not depend on how many ranks wrote
+ * it. Bytes go from the rank that has them to the file: the calls are collective, but told not to exchange data between ranks
+ * first, which for parts of this size would only gather them on a few.
  *
  * What fails later (a disk that breaks) leaves the other ranks inside MPI-IO, so it ends the run instead of returning. */
 #include <assert.h>
@@ -15,8 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "checkpoint/checkpoint.h"
@@ -24,26 +21,11 @@
 #include "checkpoint/directory.h"
 #include "checkpoint/format.h"
 #include "checkpoint/hdf5.h"
-#include "util/system.h"
+#include "checkpoint/layout.h"
 
 enum {
     CHUNK_BYTES = 64 << 20
 }; /* of one rank in one call, whose MPI counts are int; what lies in several parts is copied together */
-
-/* A dataset being written: a tensor, or a history. */
-typedef struct dataset {
-    const char *path;
-    int n_axes;
-    const int64_t *shape;
-    size_t item; /* bytes of an element */
-    bool is_history;
-    dtype type;
-    const checkpoint_part *parts;
-    int n_parts;
-    uint32_t crc;
-    int64_t calls; /* of H5Dwrite, the same on all ranks */
-    hid_t id;
-} dataset;
 
 typedef struct writing {
     const checkpoint_info *info;
@@ -56,8 +38,6 @@ typedef struct writing {
     void *staging; /* CHUNK_BYTES */
     h5_trouble trouble;
 } writing;
-
-static int64_t count_of(const dataset *d) { return d->n_axes == 1 ? d->shape[0] : d->shape[0] * d->shape[1]; }
 
 static int64_t own_count(const dataset *d) {
     int64_t n = 0;
@@ -115,7 +95,7 @@ static int sum_parts(writing *w, error *err) {
         dataset *d = &w->sets[i];
         for (int p = 0; p < d->n_parts; p++) {
             const checkpoint_part *part = &d->parts[p];
-            int64_t after = count_of(d) - part->first - part->count;
+            int64_t after = dataset_count(d) - part->first - part->count;
             mine[i] ^= crc_shift(crc_of(part->data, (size_t)part->count * d->item), (uint64_t)after * d->item);
         }
     }
@@ -142,7 +122,7 @@ static int plan_calls(writing *w, error *err) {
         ranks_sum_int64(w->r, elements, w->n);
     }
     for (int i = 0; result == 0 && i < w->n; i++) {
-        assert(elements[i] == count_of(&w->sets[i]));
+        assert(elements[i] == dataset_count(&w->sets[i]));
         w->sets[i].calls = calls[i];
     }
     free(calls);
@@ -150,119 +130,9 @@ static int plan_calls(writing *w, error *err) {
     return result;
 }
 
-/* Makes the groups that `path` lies in. They keep the order in which things were put into them. */
-static int make_groups(hid_t file, const char *path) {
-    char group[sizeof((checkpoint_tensor *)0)->path];
-    hid_t properties = H5Pcreate(H5P_GROUP_CREATE);
-    int result = properties < 0 || H5Pset_obj_track_times(properties, 0) < 0 ||
-                         H5Pset_link_creation_order(properties, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED) < 0
-                     ? -1
-                     : 0;
-    for (const char *slash = strchr(path, '/'); result == 0 && slash; slash = strchr(slash + 1, '/')) {
-        snprintf(group, sizeof group, "%.*s", (int)(slash - path), path);
-        if (H5Lexists(file, group, H5P_DEFAULT) > 0) continue;
-        hid_t made = H5Gcreate2(file, group, H5P_DEFAULT, properties, H5P_DEFAULT);
-        if (made < 0 || H5Gclose(made) < 0) result = -1;
-    }
-    if (properties >= 0) H5Pclose(properties);
-    return result;
-}
-
-/* Contiguous, its space taken now, nothing written to it: all of it will be, by the ranks. */
-static int make_dataset(hid_t file, const dataset *d) {
-    hsize_t shape[2] = {(hsize_t)d->shape[0], d->n_axes == 2 ? (hsize_t)d->shape[1] : 1};
-    hid_t type = d->is_history ? h5_history_type() : h5_type(d->type);
-    hid_t space = H5Screate_simple(d->n_axes, shape, NULL), properties = H5Pcreate(H5P_DATASET_CREATE), id = -1;
-    int result = -1;
-    if (type >= 0 && space >= 0 && properties >= 0 && make_groups(file, d->path) == 0 &&
-        H5Pset_obj_track_times(properties, 0) >= 0 && H5Pset_layout(properties, H5D_CONTIGUOUS) >= 0 &&
-        H5Pset_alloc_time(properties, H5D_ALLOC_TIME_EARLY) >= 0 && H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER) >= 0)
-        id = H5Dcreate2(file, d->path, type, space, H5P_DEFAULT, properties, H5P_DEFAULT);
-    if (id >= 0) {
-        result = h5_put_crc(id, FORMAT_CRC, d->crc);
-        if (H5Dclose(id) < 0) result = -1;
-    }
-    if (properties >= 0) H5Pclose(properties);
-    if (space >= 0) H5Sclose(space);
-    if (type >= 0) H5Tclose(type);
-    return result;
-}
-
-static int put_info(hid_t root, const writing *w) {
-    const checkpoint_info *info = w->info;
-    const char **paths = malloc((size_t)w->n * sizeof *paths);
-    if (!paths) return -1;
-    for (int i = 0; i < w->n; i++) paths[i] = w->sets[i].path;
-    uint32_t names = format_names_crc(paths, w->n);
-    free(paths);
-
-    int failed = h5_put_string(root, "format", FORMAT_NAME) < 0 || h5_put_int64(root, "version", FORMAT_VERSION) < 0 ||
-                 h5_put_int64(root, FORMAT_N_DATASETS, w->n) < 0 || h5_put_crc(root, FORMAT_NAMES_CRC, names) < 0 ||
-                 h5_put_crc(root, FORMAT_CONFIG_CRC, crc_of(info->config, strlen(info->config))) < 0;
-    for (int i = 0; i < FORMAT_N_STRINGS && !failed; i++)
-        failed = h5_put_string(root, format_strings[i].name, *format_string((checkpoint_info *)info, i)) < 0;
-    for (int i = 0; i < FORMAT_N_NUMBERS && !failed; i++)
-        failed = h5_put_int64(root, format_numbers[i].name, *format_number((checkpoint_info *)info, i)) < 0;
-    return failed ? -1 : 0;
-}
-
-/* The newest form of the file that HDF5 1.8 reads: its metadata carry checksums. */
-static hid_t create_file(const char *path) {
-    enum { ATTRIBUTES = 64 }; /* this many stay in the root's header, where everyone finds them at once */
-    hid_t access = H5Pcreate(H5P_FILE_ACCESS), creation = H5Pcreate(H5P_FILE_CREATE), file = -1;
-    if (access >= 0 && creation >= 0 && H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V18) >= 0 &&
-        H5Pset_file_locking(access, 0, 1) >= 0 && H5Pset_attr_phase_change(creation, ATTRIBUTES, 0) >= 0 &&
-        H5Pset_obj_track_times(creation, 0) >= 0 &&
-        H5Pset_link_creation_order(creation, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED) >= 0)
-        file = H5Fcreate(path, H5F_ACC_TRUNC, creation, access);
-    if (access >= 0) H5Pclose(access);
-    if (creation >= 0) H5Pclose(creation);
-    return file;
-}
-
-static int out_of_space(error *err, const char *path, int64_t bytes, int64_t available, int code) {
-    char needed[16], there[16];
-    return error_set(err, STATUS_RESOURCE,
-                     "%s: the checkpoint needs %s, the filesystem has %s free (%s).\n"
-                     "Free space there or keep fewer checkpoints, then resume: earlier checkpoints are untouched.",
-                     path, format_bytes(needed, (double)bytes), format_bytes(there, (double)available), strerror(code));
-}
-
-static int64_t available_bytes(const char *path) {
-    struct statvfs s;
-    return statvfs(path, &s) == 0 ? (int64_t)s.f_bavail * (int64_t)s.f_frsize : INT64_MAX;
-}
-
-/* Takes the file's space on the disk, so that no write can find it full. Filesystems that cannot do this are let be. */
-static int reserve(const writing *w, error *err) {
-    int fd = open(w->temporary, O_WRONLY | O_CLOEXEC);
-    struct stat s;
-    if (fd < 0 || fstat(fd, &s) != 0) {
-        int code = errno;
-        if (fd >= 0) close(fd);
-        return directory_error(err, w->temporary, code);
-    }
-    int code = fallocate(fd, 0, 0, s.st_size) == 0 ? 0 : errno;
-    close(fd);
-    if (code == ENOSPC || code == EDQUOT || code == EFBIG)
-        return out_of_space(err, w->file, s.st_size, available_bytes(w->temporary), code);
-    return directory_sync(w->temporary, err);
-}
-
-/* Rank 0: the file, complete but for the elements of its datasets. */
-static int lay_out(const writing *w, const char *dir, error *err) {
+static int make_file(const writing *w, const char *dir, error *err) {
     if (directory_make(dir, err) || directory_clean(dir, err)) return -1;
-    int64_t bytes = 0, available = available_bytes(dir);
-    for (int i = 0; i < w->n; i++) bytes += count_of(&w->sets[i]) * (int64_t)w->sets[i].item;
-    if (bytes > available) return out_of_space(err, w->file, bytes, available, ENOSPC);
-
-    hid_t file = create_file(w->temporary);
-    if (file < 0) return h5_error(w, err);
-    int result = put_info(file, w);
-    for (int i = 0; result == 0 && i < w->n; i++) result = make_dataset(file, &w->sets[i]);
-    if (result) h5_error(w, err);
-    if (H5Fclose(file) < 0 && result == 0) result = h5_error(w, err);
-    return result ? -1 : reserve(w, err);
+    return layout_write(w->temporary, w->info, w->sets, w->n, err);
 }
 
 /* Opening the file by its name first says more about what is wrong than MPI-IO can. */
@@ -275,7 +145,8 @@ static int can_open(const writing *w, error *err) {
 
 static hid_t open_file(const writing *w) {
     hid_t access = H5Pcreate(H5P_FILE_ACCESS), file = -1;
-    int ready = access >= 0 && H5Pset_file_locking(access, 0, 1) >= 0;
+    /* No sieve: what is written leaves HDF5 at once, and nothing is left that could fail in closing. */
+    int ready = access >= 0 && H5Pset_file_locking(access, 0, 1) >= 0 && H5Pset_sieve_buf_size(access, 0) >= 0;
     if (ready && w->r->size > 1) ready = H5Pset_fapl_mpio(access, *(MPI_Comm *)w->r->comm, MPI_INFO_NULL) >= 0;
     if (ready) file = H5Fopen(w->temporary, H5F_ACC_RDWR, access);
     if (access >= 0) H5Pclose(access);
@@ -319,24 +190,24 @@ static int64_t take(const writing *w, const dataset *d, cursor *at, hid_t space,
     return taken;
 }
 
-static int write_chunk(const dataset *d, hid_t type, hid_t space, int64_t n, const void *data, hid_t properties) {
+static int write_chunk(hid_t id, hid_t type, hid_t space, int64_t n, const void *data, hid_t properties) {
     hsize_t size = n > 0 ? (hsize_t)n : 1;
     hid_t memory = H5Screate_simple(1, &size, NULL);
     if (memory < 0) return -1;
     int result = n > 0 ? 0 : H5Sselect_none(memory);
-    if (result >= 0) result = H5Dwrite(d->id, type, memory, space, properties, data);
+    if (result >= 0) result = H5Dwrite(id, type, memory, space, properties, data);
     H5Sclose(memory);
     return result;
 }
 
-static int write_dataset(const writing *w, const dataset *d, hid_t properties) {
+static int write_dataset(const writing *w, const dataset *d, hid_t id, hid_t properties) {
     cursor at = {0};
     const void *data;
-    hid_t type = H5Dget_type(d->id), space = H5Dget_space(d->id);
+    hid_t type = H5Dget_type(id), space = H5Dget_space(id);
     int result = type >= 0 && space >= 0 ? 0 : -1;
     for (int64_t call = 0; result >= 0 && call < d->calls; call++) {
         int64_t n = take(w, d, &at, space, &data);
-        result = n < 0 ? -1 : write_chunk(d, type, space, n, data, properties);
+        result = n < 0 ? -1 : write_chunk(id, type, space, n, data, properties);
     }
     if (space >= 0) H5Sclose(space);
     if (type >= 0) H5Tclose(type);
@@ -356,10 +227,9 @@ static int write_parts(writing *w, hid_t file) {
     hid_t properties = transfer_properties(w);
     int result = properties < 0 ? -1 : 0;
     for (int i = 0; result >= 0 && i < w->n; i++) {
-        dataset *d = &w->sets[i];
-        d->id = H5Dopen2(file, d->path, H5P_DEFAULT);
-        result = d->id < 0 ? -1 : write_dataset(w, d, properties);
-        if (d->id >= 0 && H5Dclose(d->id) < 0) result = -1;
+        hid_t id = H5Dopen2(file, w->sets[i].path, H5P_DEFAULT);
+        result = id < 0 ? -1 : write_dataset(w, &w->sets[i], id, properties);
+        if (id >= 0 && H5Dclose(id) < 0) result = -1;
     }
     if (properties >= 0) H5Pclose(properties);
     return result;
@@ -367,16 +237,17 @@ static int write_parts(writing *w, hid_t file) {
 
 static int fill(writing *w, error *err) {
     if (ranks_share(w->r, can_open(w, err), err)) return -1;
+    h5_listen(&w->trouble);
     hid_t file = open_file(w);
-    if (file < 0) return fail_together(w, err);
-    int result = write_parts(w, file) < 0 ? fail_together(w, err) : 0;
-    if (H5Fclose(file) < 0 && result == 0) result = fail_together(w, err);
+    int result = file < 0 || write_parts(w, file) < 0 ? fail_together(w, err) : 0;
+    if (file >= 0 && H5Fclose(file) < 0 && result == 0) result = fail_together(w, err);
+    h5_listen(NULL);
     return result;
 }
 
 static int write_all(writing *w, const char *dir, int keep, error *err) {
     if (sum_parts(w, err) || plan_calls(w, err)) return -1;
-    if (ranks_share(w->r, w->r->rank == 0 ? lay_out(w, dir, err) : 0, err)) return -1;
+    if (ranks_share(w->r, w->r->rank == 0 ? make_file(w, dir, err) : 0, err)) return -1;
     if (fill(w, err)) return -1;
     if (ranks_share(w->r, directory_sync(w->temporary, err), err)) return -1;
     return ranks_share(w->r, w->r->rank == 0 ? directory_publish(dir, w->info->step, keep, err) : 0, err);
@@ -393,10 +264,9 @@ int checkpoint_write(const char *dir, int keep, const checkpoint_info *info, con
     }
     result = ranks_share(r, result, err);
     if (result == 0) {
-        h5_listen(&w->trouble);
         result = write_all(w, dir, keep, err);
-        h5_listen(NULL);
         if (result && r->rank == 0) unlink(w->temporary);
+        ranks_barrier(r); /* what rank 0 renamed or removed is so for all when they return */
         if (path) snprintf(path, PATH_SIZE, "%s", w->file);
     }
     if (w) {

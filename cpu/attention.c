@@ -2,14 +2,14 @@
  *
  * Blocks have about 256 rows, so that a tile and what is made of it stay in L2 (1 MiB on the machines this was tuned on) while
  * the products are large enough for oneDNN. More query heads in a group mean fewer positions in a block, and so less work that
- * the diagonal throws away. */
+ * the diagonal throws away; with a narrow window, where its edges are much of the work, blocks are shorter still. */
 #include "cpu/attention.h"
 
 #include <assert.h>
 #include <math.h>
 #include <string.h>
 
-enum { ROWS = 256, MIN_Q = 16, MAX_Q = 128 };
+enum { ROWS = 256, MIN_Q = 16, MAX_Q = 64, MAX_Q_NARROW = 32, NARROW_WINDOW = 512 };
 
 int cpu_attention_open(backend *b, error *err) { return block_gemm_open(&b->block_gemms, b->engine, b->threads, err); }
 
@@ -20,11 +20,12 @@ void cpu_attention_close(backend *b) {
 
 static int clamp(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
 
-attention attention_sizes(dtype x, int B, int T, int H, int K, int D) {
+attention attention_sizes(int window, dtype x, int B, int T, int H, int K, int D) {
     assert(K > 0 && H % K == 0 && D > 0);
     attention a = {.x = x, .B = B, .T = T, .H = H, .K = K, .D = D, .G = H / K};
     int whole_row = (T + MIN_Q - 1) / MIN_Q * MIN_Q;
-    a.Q = clamp(clamp(ROWS / a.G / MIN_Q * MIN_Q, MIN_Q, MAX_Q), MIN_Q, whole_row);
+    int most = window > 0 && window <= NARROW_WINDOW ? MAX_Q_NARROW : MAX_Q;
+    a.Q = clamp(clamp(ROWS / a.G / MIN_Q * MIN_Q, MIN_Q, most), MIN_Q, whole_row);
     a.R = a.Q * a.G;
     a.blocks = (T + a.Q - 1) / a.Q;
     a.row = (int64_t)(H + 2 * K) * D;
@@ -68,7 +69,7 @@ static attention_tiles *allocate(arena *memory, attention *a, int threads) {
 
 size_t cpu_attention_scratch(const backend *b, const op_limits *limits) {
     if (limits->K == 0) return 0;
-    attention a = attention_sizes(limits->x, limits->B, limits->T, limits->H, limits->K, limits->D);
+    attention a = attention_sizes(0, limits->x, limits->B, limits->T, limits->H, limits->K, limits->D);
     arena dry = arena_dry();
     allocate(&dry, &a, b->threads);
     return dry.peak;
@@ -90,7 +91,7 @@ static void set_bounds(attention *a, const int32_t *doc, int b, int window) {
 
 attention attention_begin(backend *b, attention_tiles **tiles, const int32_t *doc, int window, dtype x, int B, int T, int H,
                           int K, int D) {
-    attention a = attention_sizes(x, B, T, H, K, D);
+    attention a = attention_sizes(window, x, B, T, H, K, D);
     arena scratch = arena_on(b->scratch, b->scratch_bytes);
     *tiles = allocate(&scratch, &a, b->threads);
     for (int row = 0; row < B; row++) {
@@ -102,7 +103,7 @@ attention attention_begin(backend *b, attention_tiles **tiles, const int32_t *do
 
 int64_t attention_work(const attention *a, int b, int i) {
     key_range keys = attention_keys(a, b, i);
-    return (keys.end - keys.first + NARROW - 1) / NARROW;
+    return (keys.end - keys.first + STEP - 1) / STEP;
 }
 
 void attention_load_head(const attention *a, attention_tiles *tiles, const void *qkv, int b, int k) {

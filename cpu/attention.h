@@ -2,9 +2,9 @@
  *
  * A block is Q consecutive query positions of one key/value head of one sequence. Its rows are the R = Q*G pairs (position, head
  * of the group), G = H/K, position first: the query heads that share a key/value head are rows of the same products, and lie next
- * to each other in qkv and o. A tile is the product of a block with WIDE or NARROW consecutive keys. The keys that a query sees
- * are an interval, from first[t] to t, and both ends grow with t: so the keys of a block are one interval too, its tiles begin at
- * the first key and none is empty, and a mask is a pair of bounds in a row of a tile. */
+ * to each other in qkv and o. A tile is the product of a block with W consecutive keys, a multiple of STEP up to WIDE. The keys
+ * that a query sees are an interval, from first[t] to t, and both ends grow with t: so the keys of a block are one interval too,
+ * its tiles begin at the first key and none is empty, and a mask is a pair of bounds in a row of a tile. */
 #ifndef MOBILELLM_CPU_ATTENTION_H
 #define MOBILELLM_CPU_ATTENTION_H
 
@@ -12,7 +12,7 @@
 #include "cpu/cpu.h"
 #include "util/arena.h"
 
-enum { WIDE = 128, NARROW = 64 };
+enum { STEP = 32, WIDTHS = 4, WIDE = STEP * WIDTHS };
 
 /* One call. */
 typedef struct attention {
@@ -40,8 +40,8 @@ typedef struct attention_tiles {
     int32_t head[PARTIALS];             /* the head b*K + k whose sum other threads must add to, or -1 */
 } attention_tiles;
 
-/* The cut for these sizes, the bounds not yet known. */
-attention attention_sizes(dtype x, int B, int T, int H, int K, int D);
+/* The cut for these sizes, the bounds not yet known. Blocks are largest without a window. */
+attention attention_sizes(int window, dtype x, int B, int T, int H, int K, int D);
 
 /* The same with bounds and tiles ((threads) of them) in the backend's scratch memory. */
 attention attention_begin(backend *b, attention_tiles **tiles, const int32_t *doc, int window, dtype x, int B, int T, int H,
@@ -57,7 +57,7 @@ static inline key_range attention_keys(const attention *a, int b, int i) {
     return (key_range){a->first[(int64_t)b * a->T + (int64_t)i * a->Q], end < a->T ? end : a->T};
 }
 
-static inline int attention_tile_width(int keys_left) { return keys_left > NARROW ? WIDE : NARROW; }
+static inline int attention_tile_width(int keys_left) { return keys_left < WIDE ? (keys_left + STEP - 1) / STEP * STEP : WIDE; }
 
 /* Blocks are counted in the order (b, key/value head, i), and each thread has one stretch of that order, all of the same work
  * (keys times rows). `work_before` is the work of the blocks before the one asked for. */

@@ -16,24 +16,24 @@
 #include "cpu/vec.h"
 
 typedef struct pass {
-    void *dqkv;                                              /* (N,(H+2K)*D) x */
-    const void *d_o;                                         /* (N,H*D) x */
-    const void *o;                                           /* (N,H*D) x */
-    const float *lse;                                        /* (B,H,T) */
-    const void *qkv;                                         /* (N,(H+2K)*D) x */
-    const block_gemm *scores[2], *key_sum[2], *query_sum[2]; /* of NARROW and WIDE tiles */
+    void *dqkv;                                                             /* (N,(H+2K)*D) x */
+    const void *d_o;                                                        /* (N,H*D) x */
+    const void *o;                                                          /* (N,H*D) x */
+    const float *lse;                                                       /* (B,H,T) */
+    const void *qkv;                                                        /* (N,(H+2K)*D) x */
+    const block_gemm *scores[WIDTHS], *key_sum[WIDTHS], *query_sum[WIDTHS]; /* of tiles of STEP, 2*STEP, ... keys */
 } pass;
 
 static int prepare(backend *b, pass *f, const attention *a, error *err) {
-    for (int wide = 0; wide < 2; wide++) {
-        int W = wide ? WIDE : NARROW;
+    for (int i = 0; i < WIDTHS; i++) {
+        int W = (i + 1) * STEP;
         block_gemm_shape scores = {.M = W, .N = a->R, .K = a->D, .transpose_b = true, .x = a->x};
         block_gemm_shape key_sum = {.M = W, .N = a->D, .K = a->R, .accumulate = true, .x = a->x};
         block_gemm_shape query_sum = {.M = a->R, .N = a->D, .K = W, .transpose_a = true, .accumulate = true, .x = a->x};
-        f->scores[wide] = block_gemm_prepare(b->block_gemms, &scores, err);
-        f->key_sum[wide] = block_gemm_prepare(b->block_gemms, &key_sum, err);
-        f->query_sum[wide] = block_gemm_prepare(b->block_gemms, &query_sum, err);
-        if (!f->scores[wide] || !f->key_sum[wide] || !f->query_sum[wide]) return -1;
+        f->scores[i] = block_gemm_prepare(b->block_gemms, &scores, err);
+        f->key_sum[i] = block_gemm_prepare(b->block_gemms, &key_sum, err);
+        f->query_sum[i] = block_gemm_prepare(b->block_gemms, &query_sum, err);
+        if (!f->scores[i] || !f->key_sum[i] || !f->query_sum[i]) return -1;
     }
     return 0;
 }
@@ -111,15 +111,15 @@ static int backward_block(const attention *a, const pass *f, attention_tiles *ti
     int failed = 0;
     for (int j = keys.first, W; j < keys.end; j += W) {
         W = attention_tile_width(keys.end - j);
-        int wide = W == WIDE;
+        int width = W / STEP - 1;
         int64_t line = (int64_t)j * a->D;
         const void *k_tile = attention_at(tiles->k, a->x, line), *v_tile = attention_at(tiles->v, a->x, line);
-        failed |= block_gemm_run(f->scores[wide], thread, tiles->s, k_tile, tiles->q);
-        failed |= block_gemm_run(f->scores[wide], thread, tiles->dp, v_tile, tiles->d_o);
+        failed |= block_gemm_run(f->scores[width], thread, tiles->s, k_tile, tiles->q);
+        failed |= block_gemm_run(f->scores[width], thread, tiles->dp, v_tile, tiles->d_o);
         gradient_tile(a, tiles, a->last + (int64_t)b * a->T, i * a->Q, j, W);
-        failed |= block_gemm_run(f->key_sum[wide], thread, tiles->dv[partial] + line, tiles->p, tiles->d_o);
-        failed |= block_gemm_run(f->key_sum[wide], thread, tiles->dk[partial] + line, tiles->ds, tiles->q);
-        failed |= block_gemm_run(f->query_sum[wide], thread, tiles->o_dq, tiles->ds, k_tile);
+        failed |= block_gemm_run(f->key_sum[width], thread, tiles->dv[partial] + line, tiles->p, tiles->d_o);
+        failed |= block_gemm_run(f->key_sum[width], thread, tiles->dk[partial] + line, tiles->ds, tiles->q);
+        failed |= block_gemm_run(f->query_sum[width], thread, tiles->o_dq, tiles->ds, k_tile);
     }
     store_query_gradient(a, f, tiles, b, k, i);
     return failed;

@@ -13,40 +13,52 @@
 #include "cpu/vec.h"
 
 typedef struct pass {
-    void *o;                                 /* (N,H*D) x */
-    float *lse;                              /* (B,H,T) */
-    const void *qkv;                         /* (N,(H+2K)*D) x */
-    const block_gemm *scores[2], *output[2]; /* of NARROW and WIDE tiles */
+    void *o;                                           /* (N,H*D) x */
+    float *lse;                                        /* (B,H,T) */
+    const void *qkv;                                   /* (N,(H+2K)*D) x */
+    const block_gemm *scores[WIDTHS], *output[WIDTHS]; /* of tiles of STEP, 2*STEP, ... keys */
 } pass;
 
 static int prepare(backend *b, pass *f, const attention *a, error *err) {
-    for (int wide = 0; wide < 2; wide++) {
-        int W = wide ? WIDE : NARROW;
+    for (int i = 0; i < WIDTHS; i++) {
+        int W = (i + 1) * STEP;
         block_gemm_shape scores = {.M = a->R, .N = W, .K = a->D, .transpose_b = true, .x = a->x};
         block_gemm_shape output = {.M = a->R, .N = a->D, .K = W, .accumulate = true, .x = a->x};
-        f->scores[wide] = block_gemm_prepare(b->block_gemms, &scores, err);
-        f->output[wide] = block_gemm_prepare(b->block_gemms, &output, err);
-        if (!f->scores[wide] || !f->output[wide]) return -1;
+        f->scores[i] = block_gemm_prepare(b->block_gemms, &scores, err);
+        f->output[i] = block_gemm_prepare(b->block_gemms, &output, err);
+        if (!f->scores[i] || !f->output[i]) return -1;
     }
     return 0;
 }
 
-static float row_max(const float *s, int n) {
-    float max = -INFINITY;
-#pragma omp simd reduction(max : max)
-    for (int j = 0; j < n; j++) max = s[j] > max ? s[j] : max;
-    return max;
+/* Maxima and sums of a row are taken in LANES interleaved parts, the elements of a vector, and then two by two: compilers may not
+ * reorder a plain sum, and what they make of OpenMP's reductions costs as much as the exponentials when loops are this short. */
+enum { LANES = 16 };
+static_assert(STEP % LANES == 0, "a row of a tile is whole vectors");
+
+static float row_max(const float *s, int W) {
+    float lane[LANES];
+    memcpy(lane, s, sizeof lane);
+    for (int j = LANES; j < W; j += LANES)
+#pragma omp simd
+        for (int l = 0; l < LANES; l++) lane[l] = s[j + l] > lane[l] ? s[j + l] : lane[l];
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lane[l] = lane[l + half] > lane[l] ? lane[l + half] : lane[l];
+    return lane[0];
 }
 
-/* s = exp(scale * (s - max)); returns its sum. */
-static float row_exp(float *s, float scale, float max, int n) {
-    float sum = 0, shift = -scale * max;
-#pragma omp simd reduction(+ : sum)
-    for (int j = 0; j < n; j++) {
-        s[j] = vec_exp(mul_add(scale, s[j], shift));
-        sum += s[j];
-    }
-    return sum;
+/* s = exp(scale * (s - max)), exactly 1 at the maximum; returns its sum. */
+static float row_exp(float *s, float scale, float max, int W) {
+#pragma omp simd
+    for (int j = 0; j < W; j++) s[j] = vec_exp(scale * (s[j] - max));
+    float lane[LANES];
+    memcpy(lane, s, sizeof lane);
+    for (int j = LANES; j < W; j += LANES)
+#pragma omp simd
+        for (int l = 0; l < LANES; l++) lane[l] += s[j + l];
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    return lane[0];
 }
 
 /* A tile of scores becomes exponentials, 0 where the mask is, in a.x; rows of o and their sums follow when a maximum grows. */
@@ -57,19 +69,19 @@ static void softmax_tile(const attention *a, attention_tiles *tiles, const int32
         int from = t < a->T && first[t] > tile_begin ? first[t] - tile_begin : 0;
         int to = t >= a->T ? 0 : t + 1 - tile_begin < W ? t + 1 - tile_begin : W;
         if (from < to) {
-            float max = row_max(s + from, to - from), *o = tiles->o_dq + (int64_t)r * a->D;
+            for (int j = 0; j < from; j++) s[j] = -INFINITY;
+            for (int j = to; j < W; j++) s[j] = -INFINITY;
+            float max = row_max(s, W), *o = tiles->o_dq + (int64_t)r * a->D;
             if (max > tiles->max_lse[r]) {
                 float shrink = expf(a->scale * (tiles->max_lse[r] - max));
                 tiles->max_lse[r] = max;
                 tiles->sum_delta[r] *= shrink;
                 for (int d = 0; d < a->D; d++) o[d] *= shrink;
             }
-            tiles->sum_delta[r] += row_exp(s + from, a->scale, tiles->max_lse[r], to - from);
+            tiles->sum_delta[r] += row_exp(s, a->scale, tiles->max_lse[r], W);
         } else {
-            from = to = 0;
+            memset(s, 0, (size_t)W * sizeof *s);
         }
-        memset(s, 0, (size_t)from * sizeof *s);
-        memset(s + to, 0, (size_t)(W - to) * sizeof *s);
         line_close(s, tiles->p, a->x, (int64_t)r * W, W);
     }
 }
@@ -100,11 +112,11 @@ static int forward_block(const attention *a, const pass *f, attention_tiles *til
     int failed = 0;
     for (int j = keys.first, W; j < keys.end; j += W) {
         W = attention_tile_width(keys.end - j);
-        failed |=
-            block_gemm_run(f->scores[W == WIDE], thread, tiles->s, tiles->q, attention_at(tiles->k, a->x, (int64_t)j * a->D));
+        int width = W / STEP - 1;
+        int64_t line = (int64_t)j * a->D;
+        failed |= block_gemm_run(f->scores[width], thread, tiles->s, tiles->q, attention_at(tiles->k, a->x, line));
         softmax_tile(a, tiles, a->first + (int64_t)b * a->T, i * a->Q, j, W);
-        failed |=
-            block_gemm_run(f->output[W == WIDE], thread, tiles->o_dq, tiles->p, attention_at(tiles->v, a->x, (int64_t)j * a->D));
+        failed |= block_gemm_run(f->output[width], thread, tiles->o_dq, tiles->p, attention_at(tiles->v, a->x, line));
     }
     store_block(a, f, tiles, b, k, i);
     return failed;

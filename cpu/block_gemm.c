@@ -40,23 +40,19 @@ struct block_gemm {
 
 int block_gemm_open(block_gemm_cache **cache, dnnl_engine_t engine, int threads, error *err) {
     block_gemm_cache *c = calloc(1, sizeof *c);
-    worker *workers = calloc((size_t)threads, sizeof *workers);
-    *cache = c;
-    if (!c || !workers) {
-        free(workers);
+    if (c) *c = (block_gemm_cache){engine, threads, calloc((size_t)threads, sizeof *c->workers), 0, NULL};
+    if (!c || !c->workers) {
         free(c);
-        *cache = NULL;
         return error_set(err, STATUS_RESOURCE, "no memory for the streams of %d threads", threads);
     }
-    *c = (block_gemm_cache){.engine = engine, .threads = threads, .workers = workers};
     for (int i = 0; i < threads; i++) {
-        dnnl_status_t failed = dnnl_stream_create(&workers[i].stream, engine, dnnl_stream_default_flags);
+        dnnl_status_t failed = dnnl_stream_create(&c->workers[i].stream, engine, dnnl_stream_default_flags);
         if (failed) {
             block_gemm_close(c);
-            *cache = NULL;
             return error_set(err, STATUS_INTERNAL, "oneDNN refused a stream (status %d)", (int)failed);
         }
     }
+    *cache = c;
     return 0;
 }
 

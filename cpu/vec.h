@@ -16,7 +16,7 @@
 
 #include "util/dtype.h"
 
-enum { LINE = 1024 }; /* 4 KiB: half a dozen lines fit in L1 */
+enum { LINE = 512 }; /* 4 KiB: half a dozen lines fit in L1 */
 
 /* The length of the line that starts at `at` of an array of n. */
 static inline int line_length(int64_t at, int64_t n) { return n - at < LINE ? (int)(n - at) : LINE; }
@@ -57,37 +57,34 @@ static inline float mul_add(float a, float b, float c) {
 #endif
 }
 
-/* 2^k for -126 <= k <= 127. */
-static inline float power_of_two(int32_t k) {
-    uint32_t bits = ((uint32_t)k + 127) << 23;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
-/* e^x to about 1 ulp; 0 for x below -104, infinity above 88.73, NaN for NaN.
+/* e^x to 1 ulp; 0 below -87.33 (where it would become subnormal), infinity above 88.37, NaN for NaN.
  *
  * x = k ln 2 + r with |r| <= ln(2)/2, and e^r by the polynomial of degree 6 that minimises the largest relative error (3e-9).
- * Adding 1.5 * 2^23 leaves the integer k in the low bits of the sum. 2^k is applied in two halves, so that results at both ends
- * of the range, subnormal ones too, come out right. */
+ * Adding 1.5 * 2^23 leaves the integer k in the low bits of the sum. 2^k is made by shifting k + 127 to where the exponent lies;
+ * the largest k, 128, makes infinity. The limits are taken where compilers need no branch for them: in integers, and at the very
+ * end. */
 static inline float vec_exp(float x) {
     const float shift = 0x1.8p23f, log2_e = 0x1.715476p0f, ln_2_high = 0x1.62e4p-1f, ln_2_low = 0x1.7f7d1cp-20f;
-    x = x > 89.0f ? 89.0f : x;
-    x = x < -104.0f ? -104.0f : x;
-    float shifted = mul_add(x, log2_e, shift), whole = shifted - shift;
+    const int32_t shift_bits = 0x4b400000, most = shift_bits + 128;
+    float shifted = mul_add(x, log2_e, shift);
     int32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
-    int32_t k = (int32_t)((uint32_t)bits - 0x4b400000u);
+    bits = bits < most ? bits : most;
+    memcpy(&shifted, &bits, sizeof bits);
+    float k = shifted - shift;
+    float r = mul_add(k, -ln_2_low, mul_add(k, -ln_2_high, x));
 
-    float r = mul_add(whole, -ln_2_low, mul_add(whole, -ln_2_high, x));
     float q = 0x1.6a2434p-10f;
     q = mul_add(q, r, 0x1.1239e2p-7f);
     q = mul_add(q, r, 0x1.5558f2p-5f);
     q = mul_add(q, r, 0x1.555492p-3f);
     q = mul_add(q, r, 0x1.fffffcp-2f);
     float e = mul_add(r * r, q, r) + 1.0f;
-    int32_t half = k >> 1;
-    return e * power_of_two(half) * power_of_two(k - half);
+
+    uint32_t power_bits = ((uint32_t)bits + 127) << 23;
+    float power;
+    memcpy(&power, &power_bits, sizeof power);
+    return x < -87.33f ? 0.0f : e * power;
 }
 
 #endif

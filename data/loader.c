@@ -1,7 +1,7 @@
 /* loader.c: batches, and the thread that makes the next step's while the model works on this one's.
  *
- * Two batches suffice: the caller holds step c, the thread fills step c + 1 into the other one and waits. Reading a window is a copy
- * out of mapped memory, so what the thread hides is the disk. */
+ * Two batches suffice: the caller holds step c, the thread fills step c + 1 into the other one and waits. Reading a window is a
+ * copy out of mapped memory, so what the thread hides is the disk. */
 #include "data/loader.h"
 
 #include <assert.h>
@@ -21,7 +21,8 @@ int token_batch_alloc(token_batch *batch, int rows, int seq_len, error *err) {
     *batch = (token_batch){.rows = rows, .seq_len = seq_len};
     int32_t *memory = calloc(4 * n + 1, sizeof *memory); /* + 1: a rank can have no rows, and calloc(0) may be NULL */
     if (!memory)
-        return error_set(err, STATUS_RESOURCE, "out of memory for a batch of %d rows of %d tokens: use smaller steps", rows, seq_len);
+        return error_set(err, STATUS_RESOURCE, "out of memory for a batch of %d rows of %d tokens: use smaller steps", rows,
+                         seq_len);
     batch->tokens = memory;
     batch->targets = memory + n;
     batch->doc = memory + 2 * n;
@@ -35,8 +36,8 @@ void token_batch_free(token_batch *batch) {
     *batch = (token_batch){0};
 }
 
-/* doc and pos of a row that starts at token `first`; a target that lies in the next document becomes -1. n: tokens of the row that
- * the file has. */
+/* doc and pos of a row that starts at token `first`; a target that lies in the next document becomes -1. n: tokens of the row
+ * that the file has. */
 static void mask_documents_of_row(int32_t *doc, int32_t *pos, int32_t *targets, const token_file *file, int64_t first, int64_t n,
                                   int seq_len) {
     int64_t end = first;
@@ -118,7 +119,8 @@ static int make_step(loader *l, token_batch *batch, error *err) {
         sample s = sample_order_next(&l->order);
         if (row < l->row_begin || row >= l->row_end) continue;
         int64_t first = s.window * batch->seq_len;
-        if (token_batch_fill(batch, row - l->row_begin, &l->files[s.source], first, l->vocab_size, l->mask_documents, err)) return -1;
+        if (token_batch_fill(batch, row - l->row_begin, &l->files[s.source], first, l->vocab_size, l->mask_documents, err))
+            return -1;
     }
     return 0;
 }
@@ -158,7 +160,8 @@ static int open_sources(loader *l, const loader_options *o, error *err) {
         n_windows[d] = file->n_tokens > 0 ? (file->n_tokens - 1) / o->seq_len : 0;
         if (n_windows[d] == 0)
             rc = error_set(err, STATUS_INPUT,
-                           "%s has %" PRId64 " tokens, one sample of sequence length %d needs %d: use a shorter data.seq_len or more data",
+                           "%s has %" PRId64
+                           " tokens, one sample of sequence length %d needs %d: use a shorter data.seq_len or more data",
                            o->prefixes[d], file->n_tokens, o->seq_len, o->seq_len + 1);
     }
     if (rc == 0) rc = sample_order_open(&l->order, o->n_sources, o->prefixes, n_windows, o->weights, o->seed, err);

@@ -12,8 +12,8 @@
 #include "util/error.h"
 
 /* Host memory, (rows, seq_len) each. targets: the next token, or -1 where there is nothing to predict. doc: numbers of documents
- * within a row, from 0; pos: positions. Without mask_documents doc is 0 and pos counts from 0 in each row; with it pos counts from 0
- * in each document, or in the part of it that the row has. */
+ * within a row, from 0; pos: positions. Without mask_documents doc is 0 and pos counts from 0 in each row; with it pos counts
+ * from 0 in each document, or in the part of it that the row has. */
 typedef struct token_batch {
     int rows, seq_len;
     int32_t *tokens, *targets, *doc, *pos;
@@ -37,15 +37,15 @@ typedef struct loader loader;
 int loader_open(loader **l, const loader_options *options, error *err);
 void loader_close(loader *l);
 
-/* The next step's rows of this rank, valid until the next call. Waits for the thread; *waited (if not NULL) says how many seconds.
- * An error that the thread met (a token that is not in the vocabulary) is returned in place of the step that it belongs to, and by
- * every call after it. */
+/* The next step's rows of this rank, valid until the next call. Waits for the thread; *waited (if not NULL) says how many
+ * seconds. An error that the thread met (a token that is not in the vocabulary) is returned in place of the step that it belongs
+ * to, and by every call after it. */
 int loader_next(loader *l, const token_batch **batch, double *waited, error *err);
 
 /* Fills row `row` of a batch with the window of up to seq_len + 1 tokens that starts at token `first` of the file; what lies past
  * the end of the file has token 0 and target -1. Keeps batch->n_valid. For evaluation, which reads a file from end to end. */
-int token_batch_fill(token_batch *batch, int row, const token_file *file, int64_t first, int64_t vocab_size,
-                     bool mask_documents, error *err);
+int token_batch_fill(token_batch *batch, int row, const token_file *file, int64_t first, int64_t vocab_size, bool mask_documents,
+                     error *err);
 
 /* A batch of which every token is 0 and every target -1. */
 int token_batch_alloc(token_batch *batch, int rows, int seq_len, error *err);

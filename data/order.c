@@ -1,8 +1,9 @@
 /* order.c: the schedule of sources and the permutation of windows.
  *
- * Picking the source that lags most (weight * s - count), as Megatron-LM does, can leave a source more than one sample behind when
- * there are many. Tijdeman's rule cannot: a source may be drawn once it lags by 1/(2k-2), k sources, and of those the one whose lag
- * would first reach 1 - 1/(2k-2) is drawn. [R. Tijdeman, The chairman assignment problem, Discrete Mathematics 32, 1980] */
+ * Picking the source that lags most (weight * s - count), as Megatron-LM does, can leave a source more than one sample behind
+ * when there are many. Tijdeman's rule cannot: a source may be drawn once it lags by 1/(2k-2), k sources, and of those the one
+ * whose lag would first reach 1 - 1/(2k-2) is drawn. [R. Tijdeman, The chairman assignment problem, Discrete Mathematics 32,
+ * 1980] */
 #include "data/order.h"
 
 #include <assert.h>
@@ -19,10 +20,12 @@ int sample_order_open(sample_order *o, int n_sources, const char *const *names, 
     double sum = 0;
     for (int d = 0; d < n_sources; d++) {
         if (!(weights[d] > 0) || !isfinite(weights[d]))
-            return error_set(err, STATUS_USAGE, "%s: its weight is %g; a weight is a positive number (leave the prefix out to not use it)",
-                             names[d], weights[d]);
+            return error_set(err, STATUS_USAGE,
+                             "%s: its weight is %g; a weight is a positive number (leave the prefix out to not use it)", names[d],
+                             weights[d]);
         if (n_windows[d] < 1)
-            return error_set(err, STATUS_INPUT, "%s: no window of data; use a shorter sequence length or leave the prefix out", names[d]);
+            return error_set(err, STATUS_INPUT, "%s: no window of data; use a shorter sequence length or leave the prefix out",
+                             names[d]);
         sum += weights[d];
     }
     if (!isfinite(sum)) return error_set(err, STATUS_USAGE, "the weights of the data are too large to be summed");

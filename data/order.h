@@ -2,8 +2,8 @@
  *
  * A sample is a window of seq_len + 1 tokens of a file, windows overlap by one token. Sample s belongs to source d by Tijdeman's
  * schedule (the chairman assignment problem, 1980): after any s samples each source has had weight * s of them, within one. The
- * c-th sample of a source is element c mod n of the permutation of its n windows keyed by (seed, source number, c div n): each window
- * once an epoch. */
+ * c-th sample of a source is element c mod n of the permutation of its n windows keyed by (seed, source number, c div n): each
+ * window once an epoch. */
 #ifndef MOBILELLM_DATA_ORDER_H
 #define MOBILELLM_DATA_ORDER_H
 

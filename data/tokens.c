@@ -10,9 +10,10 @@
  *   34+12N    i64[D] documents: first sequence of each, first 0, last N
  *   34+12N+8D i8[N]  modes, of multimodal data only: not read
  *
- * The header's 34 bytes leave every array unaligned: numbers are copied out, never pointed at. All of the index is checked once at
- * open, so that reading needs no checks. The format would allow gaps between sequences; Megatron's writers leave none, and we refuse
- * them: then token t of the file simply lies at byte t * token_bytes, and a .bin that is not the index's own is found by its size. */
+ * The header's 34 bytes leave every array unaligned: numbers are copied out, never pointed at. All of the index is checked once
+ * at open, so that reading needs no checks. The format would allow gaps between sequences; Megatron's writers leave none, and we
+ * refuse them: then token t of the file simply lies at byte t * token_bytes, and a .bin that is not the index's own is found by
+ * its size. */
 #include "data/tokens.h"
 
 #include <assert.h>
@@ -39,7 +40,9 @@ static const unsigned char magic[9] = "MMIDIDX\0";
 
 int token_type_bytes(token_type type) { return type == TOKEN_INT32 ? 4 : type == TOKEN_UINT16 ? 2 : 1; }
 const char *token_type_name(token_type type) { return type == TOKEN_INT32 ? "int32" : type == TOKEN_UINT16 ? "uint16" : "uint8"; }
-int64_t token_type_max(token_type type) { return type == TOKEN_INT32 ? INT32_MAX : type == TOKEN_UINT16 ? UINT16_MAX : UINT8_MAX; }
+int64_t token_type_max(token_type type) {
+    return type == TOKEN_INT32 ? INT32_MAX : type == TOKEN_UINT16 ? UINT16_MAX : UINT8_MAX;
+}
 
 static int64_t read_i64(const unsigned char *at) {
     int64_t value;
@@ -55,7 +58,9 @@ static int32_t read_i32(const unsigned char *at) {
 
 static int32_t length_of(const token_file *f, int64_t i) { return read_i32(f->idx + HEADER_BYTES + 4 * i); }
 static int64_t offset_of(const token_file *f, int64_t i) { return read_i64(f->idx + HEADER_BYTES + 4 * f->n_sequences + 8 * i); }
-static int64_t document_of(const token_file *f, int64_t d) { return read_i64(f->idx + HEADER_BYTES + 12 * f->n_sequences + 8 * d); }
+static int64_t document_of(const token_file *f, int64_t d) {
+    return read_i64(f->idx + HEADER_BYTES + 12 * f->n_sequences + 8 * d);
+}
 
 /* ---- opening ---- */
 
@@ -113,10 +118,11 @@ static int check_type(token_file *f, int code, error *err) {
 /* The header, and whether the file has the size that its counts ask for. */
 static int check_header(token_file *f, error *err) {
     if (f->idx_bytes < HEADER_BYTES || memcmp(f->idx, magic, sizeof magic) != 0)
-        return error_set(err, STATUS_INPUT,
-                         "%s.idx: %zu bytes that do not begin with the %d-byte header of a Megatron-LM index (MMIDIDX): it is another "
-                         "kind of file or damaged. " WRITE_AGAIN,
-                         f->prefix, f->idx_bytes, HEADER_BYTES);
+        return error_set(
+            err, STATUS_INPUT,
+            "%s.idx: %zu bytes that do not begin with the %d-byte header of a Megatron-LM index (MMIDIDX): it is another "
+            "kind of file or damaged. " WRITE_AGAIN,
+            f->prefix, f->idx_bytes, HEADER_BYTES);
     uint64_t version = (uint64_t)read_i64(f->idx + 9);
     if (version != 1)
         return error_set(err, STATUS_INPUT, "%s.idx: version %" PRIu64 " of the format; this program knows version 1", f->prefix,
@@ -125,21 +131,23 @@ static int check_header(token_file *f, error *err) {
 
     uint64_t n = (uint64_t)read_i64(f->idx + 18), d = (uint64_t)read_i64(f->idx + 26);
     if (d == 0)
-        return error_set(err, STATUS_INPUT, "%s.idx: an empty document index; even without documents it holds one 0. " WRITE_AGAIN,
-                         f->prefix);
-    uint64_t n_limit = f->idx_bytes / 12, d_limit = f->idx_bytes / 8; /* so that lying counts cannot overflow what follows */
-    uint64_t need = n <= n_limit && d <= d_limit ? HEADER_BYTES + 12 * n + 8 * d : UINT64_MAX;
+        return error_set(err, STATUS_INPUT,
+                         "%s.idx: an empty document index; even without documents it holds one 0. " WRITE_AGAIN, f->prefix);
+    uint64_t limit = INT64_MAX / 32; /* so that lying counts cannot overflow what follows */
+    uint64_t need = n < limit && d < limit ? HEADER_BYTES + 12 * n + 8 * d : UINT64_MAX;
     if (need > f->idx_bytes) {
-        char bytes[40] = "more than it could hold";
+        char bytes[40] = "more than any file holds";
         if (need != UINT64_MAX) snprintf(bytes, sizeof bytes, "%" PRIu64 " bytes", need);
         return error_set(err, STATUS_INPUT,
-                         "%s.idx: %" PRIu64 " sequences and %" PRIu64 " document boundaries need %s, the file has %zu bytes: it is "
+                         "%s.idx: %" PRIu64 " sequences and %" PRIu64
+                         " document boundaries need %s, the file has %zu bytes: it is "
                          "truncated. " WRITE_AGAIN,
                          f->prefix, n, d, bytes, f->idx_bytes);
     }
     if (f->idx_bytes != need && f->idx_bytes != need + n) /* + n: modes */
         return error_set(err, STATUS_INPUT,
-                         "%s.idx: %" PRIu64 " sequences and %" PRIu64 " document boundaries need %" PRIu64 " bytes, the file has %zu: "
+                         "%s.idx: %" PRIu64 " sequences and %" PRIu64 " document boundaries need %" PRIu64
+                         " bytes, the file has %zu: "
                          "%" PRIu64 " too many. " WRITE_AGAIN,
                          f->prefix, n, d, need, f->idx_bytes, f->idx_bytes - need);
     f->n_sequences = (int64_t)n;
@@ -153,23 +161,27 @@ static int check_sequences(token_file *f, error *err) {
     for (int64_t i = 0; i < f->n_sequences; i++) {
         int64_t length = length_of(f, i), offset = offset_of(f, i);
         if (length < 0)
-            return error_set(err, STATUS_INPUT, "%s.idx: sequence %" PRId64 " has length %" PRId64 ": the index is damaged. " WRITE_AGAIN,
-                             f->prefix, i, length);
+            return error_set(err, STATUS_INPUT,
+                             "%s.idx: sequence %" PRId64 " has length %" PRId64 ": the index is damaged. " WRITE_AGAIN, f->prefix,
+                             i, length);
         if (offset != bytes)
             return error_set(err, STATUS_INPUT,
-                             "%s.idx: sequence %" PRId64 " begins at byte %" PRId64 " of the .bin, but the sequences before it end at byte "
+                             "%s.idx: sequence %" PRId64 " begins at byte %" PRId64
+                             " of the .bin, but the sequences before it end at byte "
                              "%" PRId64 ": sequences must lie one after another, without gap or overlap. " WRITE_AGAIN,
                              f->prefix, i, offset, bytes);
         bytes += length * f->token_bytes;
         if (bytes > size)
             return error_set(err, STATUS_INPUT,
-                             "%s.bin: sequence %" PRId64 " ends at byte %" PRId64 ", the file has %" PRId64 ": it is truncated, or not the "
+                             "%s.bin: sequence %" PRId64 " ends at byte %" PRId64 ", the file has %" PRId64
+                             ": it is truncated, or not the "
                              "one that %s.idx was written with. " WRITE_AGAIN,
                              f->prefix, i, bytes, size, f->prefix);
     }
     if (bytes != size)
         return error_set(err, STATUS_INPUT,
-                         "%s.bin: the index accounts for %" PRId64 " bytes, the file has %" PRId64 ": it is not the one that %s.idx was "
+                         "%s.bin: the index accounts for %" PRId64 " bytes, the file has %" PRId64
+                         ": it is not the one that %s.idx was "
                          "written with. " WRITE_AGAIN,
                          f->prefix, bytes, size, f->prefix);
     f->n_tokens = bytes / f->token_bytes;
@@ -178,18 +190,19 @@ static int check_sequences(token_file *f, error *err) {
 
 static int check_documents(const token_file *f, error *err) {
     if (document_of(f, 0) != 0)
-        return error_set(err, STATUS_INPUT, "%s.idx: the first document begins at sequence %" PRId64 ", expected 0. " WRITE_AGAIN, f->prefix,
-                         document_of(f, 0));
+        return error_set(err, STATUS_INPUT, "%s.idx: the first document begins at sequence %" PRId64 ", expected 0. " WRITE_AGAIN,
+                         f->prefix, document_of(f, 0));
     for (int64_t d = 1; d <= f->n_documents; d++)
         if (document_of(f, d) < document_of(f, d - 1))
             return error_set(err, STATUS_INPUT,
-                             "%s.idx: document %" PRId64 " begins at sequence %" PRId64 ", before document %" PRId64 " at %" PRId64
-                             ": the document index is damaged. " WRITE_AGAIN,
+                             "%s.idx: document %" PRId64 " begins at sequence %" PRId64 ", before document %" PRId64
+                             " at %" PRId64 ": the document index is damaged. " WRITE_AGAIN,
                              f->prefix, d, document_of(f, d), d - 1, document_of(f, d - 1));
     int64_t last = document_of(f, f->n_documents);
     if (last != f->n_sequences)
         return error_set(err, STATUS_INPUT,
-                         "%s.idx: the documents end at sequence %" PRId64 " of %" PRId64 ": the writer did not end its last document "
+                         "%s.idx: the documents end at sequence %" PRId64 " of %" PRId64
+                         ": the writer did not end its last document "
                          "(end_document), or the index is damaged. " WRITE_AGAIN,
                          f->prefix, last, f->n_sequences);
     return 0;
@@ -261,8 +274,8 @@ int64_t token_file_document(const token_file *f, int64_t at, int64_t *end) {
 
 int token_file_bad_id(const token_file *f, int64_t at, int32_t id, int64_t vocab_size, error *err) {
     return error_set(err, STATUS_INPUT,
-                     "%s.bin: token %" PRId64 " is id %" PRId32 ", outside of a vocabulary of %" PRId64
-                     " (ids 0 to %" PRId64 "): the data was made with another tokenizer than the model's, or is damaged",
+                     "%s.bin: token %" PRId64 " is id %" PRId32 ", outside of a vocabulary of %" PRId64 " (ids 0 to %" PRId64
+                     "): the data was made with another tokenizer than the model's, or is damaged",
                      f->prefix, at, id, vocab_size, vocab_size - 1);
 }
 
@@ -313,7 +326,8 @@ int token_card_read(token_card *card, const char *prefix, error *err) {
     json_error_t problem;
     json_t *json = json_loadf(file, JSON_REJECT_DUPLICATES, &problem);
     fclose(file);
-    if (!json) return error_set(err, STATUS_INPUT, "%s:%d: the card of the data is not JSON: %s", path, problem.line, problem.text);
+    if (!json)
+        return error_set(err, STATUS_INPUT, "%s:%d: the card of the data is not JSON: %s", path, problem.line, problem.text);
     int rc;
     if (!json_is_object(json))
         rc = error_set(err, STATUS_INPUT, "%s: the card of the data must be a JSON object", path);

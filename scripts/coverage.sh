@@ -8,6 +8,6 @@ find "$build" -name '*.gcda' -delete 2>/dev/null || true # counts of an earlier 
 make --no-print-directory -j"$(nproc)" BUILD=$build OPT="-O0 --coverage" test-programs
 status=0
 build/venv/bin/python tests/run.py "${@/#/$build/}" || status=$?
-build/venv/bin/gcovr --root . --object-directory "$build/obj" --exclude tests/ --html-details "$build/report.html" --txt - "$build/obj"
+build/venv/bin/gcovr --root . --object-directory "$build/obj" --exclude tests/ --html-details "$build/report.html" --txt - "$build/obj" | cut -c1-60 # without the line numbers: those are in the report
 echo "line by line: $build/report.html"
 exit $status

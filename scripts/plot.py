@@ -3,8 +3,8 @@
 
 usage: scripts/plot.py RUN_DIR... [-o OUT.png]
 
-Reads RUN_DIR/metrics.jsonl, which a running training keeps up to date. Several runs are laid over each other. Without -o the picture
-is RUN_DIR/metrics.png, of the first run.
+Reads RUN_DIR/metrics.jsonl, which a running training keeps up to date. Several runs are laid over each other. Without -o the
+picture is RUN_DIR/metrics.png, of the first run.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 
@@ -62,14 +63,14 @@ def read_run(directory):
 
 
 def smooth(values):
-    """An exponential moving average over a fiftieth of the run, started without a bias towards zero; NaNs are passed over."""
-    decay = 1 - 1 / max(1, len(values) / 50)
-    total = weight = 0.0
+    """The median of the values around each point, at most 100 on each side, fewer near the ends: without the lag of a running
+    average, which shows a falling loss too high. NaNs are passed over."""
+    reach = min(100, max(1, len(values) // 50))
     smoothed = []
-    for value in values:
-        if math.isfinite(value):
-            total, weight = decay * total + (1 - decay) * value, decay * weight + 1 - decay
-        smoothed.append(total / weight if weight and math.isfinite(value) else math.nan)
+    for i, value in enumerate(values):
+        near = min(reach, i, len(values) - 1 - i)
+        around = [v for v in values[i - near : i + near + 1] if math.isfinite(v)]
+        smoothed.append(median(around) if math.isfinite(value) else math.nan)
     return smoothed
 
 
@@ -78,20 +79,20 @@ def column(rows, key):
 
 
 def limit_to_most(axis, series):
-    """Leaves the highest hundredth of the values out of the picture, so that a spike or the first steps do not flatten the rest."""
-    values = sorted(v for values in series for v in values if math.isfinite(v))
+    """Leaves the highest twentieth of the values out of the picture: the first steps and spikes would flatten all the others."""
+    values = sorted(v for one in series for v in one if math.isfinite(v))
     if len(values) < 20:
         return
-    low, high = values[0], values[int(0.99 * (len(values) - 1))]
+    low, high = values[0], values[int(0.95 * (len(values) - 1))]
     if high > low:
-        axis.set_ylim(low - 0.05 * (high - low), high + 0.08 * (high - low))
+        axis.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
 
 
 def draw_loss(axis, runs, names):
     prefixes = sorted({row["prefix"] for rows in runs for row in rows["eval"]})
     for rows, name, color in zip(runs, names, colors()):
         tokens, loss = column(rows["train"], "tokens"), column(rows["train"], "loss")
-        axis.plot(tokens, loss, color=color, alpha=0.22, linewidth=0.8)
+        axis.plot(tokens, loss, color=color, alpha=0.28, linewidth=0.8)
         axis.plot(tokens, smooth(loss), color=color, linewidth=1.8, label=f"{name}, train")
         for i, prefix in enumerate(prefixes):
             points = [row for row in rows["eval"] if row["prefix"] == prefix]
@@ -110,16 +111,16 @@ def draw_panel(axis, runs, key, title):
         if key == "lr":
             axis.plot(tokens, values, color=color, linewidth=1.6)
         else:
-            axis.plot(tokens, values, color=color, alpha=0.22, linewidth=0.8)
+            axis.plot(tokens, values, color=color, alpha=0.28, linewidth=0.8)
             axis.plot(tokens, smooth(values), color=color, linewidth=1.6)
     if key == "grad_norm":
         limit_to_most(axis, [column(rows["train"], key) for rows in runs])
     else:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * max((v for rows in runs for v in column(rows["train"], key) if v > 0), default=1))
+    if key == "lr":
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}" if value else "0")
     if key == "tokens_per_s":
         axis.yaxis.set_major_formatter(EngFormatter(sep=""))
-    if key == "lr":
-        axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axis.set_title(title)
 
 

@@ -75,7 +75,8 @@ static inline float *fixture_tensor(const fixture *f, const char *group, const t
     int64_t n;
     snprintf(path, sizeof path, "%s/%s", group, t->name);
     float *values = fixture_array(f, path, H5T_NATIVE_FLOAT, sizeof(float), &n, NULL);
-    if (n != t->count) fail_msg("%s: %s has %lld elements, the model's has %lld", f->name, path, (long long)n, (long long)t->count);
+    if (n != t->count)
+        fail_msg("%s: %s has %lld elements, the model's has %lld", f->name, path, (long long)n, (long long)t->count);
     return values;
 }
 
@@ -187,6 +188,12 @@ static inline float *network_gradients(network *net) {
     int64_t at = 0;
     for (int i = 0; i < r->n_tensors; at += r->tensors[i++].count) model_get_gradient(&net->m, &r->tensors[i], all + at);
     return all;
+}
+
+static inline double norm_of(const float *values, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)values[i] * (double)values[i];
+    return sqrt(sum);
 }
 
 /* ||got - expected|| / ||expected|| */

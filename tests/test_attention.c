@@ -2,9 +2,10 @@
  * keys.
  *
  * Limits are on the norm of the error relative to the norm of the tensor. fp32: 1e-5. bf16: probabilities, their gradients and
- * results are rounded once each, by at most 2^-9 and about 0.4 times that in the mean square, independently: three roundings make
- * 1.4e-3, and twice that leaves room for small tensors. The reference of the backward pass is given the forward pass's rounded o,
- * as the op is; what that rounding costs against the true derivative shows in the slopes of the loss. */
+ * results are rounded once each, by at most 2^-8 and 0.42 times that in the mean square, independently: two roundings on the way
+ * to a result make 2.35e-3 (and that is what large tensors show); the limit is twice that, for the small ones. The reference of
+ * the backward pass is given the forward pass's rounded o, as the op is; what that rounding costs against the true derivative
+ * shows in the slopes of the loss. */
 #include "cpu/cpu.h"
 #include "op_testing.h"
 
@@ -147,10 +148,9 @@ static void reference_backward(const problem *p, double *dqkv, const void *o) {
 
 /* ---- comparison ---- */
 
-static const double limit_of[] = {[DTYPE_F32] = 1e-5, [DTYPE_BF16] = 2.8e-3};
+static const double limit_of[] = {[DTYPE_F32] = 1e-5, [DTYPE_BF16] = 4.7e-3};
 
 static void check_limit(const problem *p, const char *what, double off, double limit) {
-    if (getenv("SHOW")) printf("%s %s %.3g %d %d %d\n", what, dtype_name(p->x), off, p->T, p->D, p->window);
     if (!(off <= limit))
         fail_msg("%s, %s B %d T %d H %d K %d D %d window %d%s: relative error %.3g, allowed %.3g", what, dtype_name(p->x), p->B,
                  p->T, p->H, p->K, p->D, p->window, p->doc ? " documents" : "", off, limit);
@@ -172,14 +172,14 @@ static squares compare(const void *got, dtype x, const double *expected, int64_t
     return s;
 }
 
-/* Each of dq, dk and dv to the limit. Where a query sees only itself dq and dk are 0 by cancellation: then on dv's scale. */
+/* Each of dq, dk and dv to the limit. Where queries see only themselves dq and dk are 0 but for rounding: then on dv's scale. */
 static void check_gradients(const problem *p, const void *got, const double *expected, double limit) {
     int begin[] = {0, p->H * p->D, (p->H + p->K) * p->D, width(p)};
     const char *names[] = {"dq", "dk", "dv"};
     double dv_squares = compare(got, p->x, expected, (int64_t)p->B * p->T, width(p), begin[2], begin[3]).expected;
     for (int i = 0; i < 3; i++) {
         squares s = compare(got, p->x, expected, (int64_t)p->B * p->T, width(p), begin[i], begin[i + 1]);
-        check_limit(p, names[i], sqrt(s.error / (s.expected > 0 ? s.expected : dv_squares)), limit);
+        check_limit(p, names[i], sqrt(s.error / (s.expected > 1e-10 * dv_squares ? s.expected : dv_squares)), limit);
     }
 }
 
@@ -209,7 +209,8 @@ static void both_passes_are_the_formula(void **state) {
                     testing t;
                     testing_open(&t, 2);
                     int K = 1 + turn % 2;
-                    problem p = make_problem(&t, both_dtypes[x], 2, T, K * groups[turn % 3], K, head_sizes[turn % 4], windows[w]);
+                    problem p = make_problem(&t, both_dtypes[x], T < 100 ? 2 : 1, T, K * groups[turn % 3], K,
+                                             head_sizes[turn % 4], windows[w]);
                     if (documents) add_documents(&t, &p, documents == 1 ? 9 : 100);
                     check_problem(&t, &p);
                     testing_close(&t);
@@ -263,7 +264,7 @@ static void gradient_is_the_derivative(void **state) {
             norm += g * g;
         }
         double expected = (loss_at(&t, &p, direction, step) - loss_at(&t, &p, direction, -step)) / (2 * step);
-        check_limit(&p, "slope", fabs(slope - expected) / sqrt(norm), (p.x == DTYPE_F32 ? 4 : 12) * limit_of[p.x]);
+        check_limit(&p, "slope", fabs(slope - expected) / sqrt(norm), (p.x == DTYPE_F32 ? 4 : 8) * limit_of[p.x]);
         testing_close(&t);
     }
 }

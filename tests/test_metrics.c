@@ -384,7 +384,7 @@ static void a_directory_that_cannot_be_made_is_named(void **state) {
  * event files must differ and sort in their order. */
 static void a_resumed_run_adds_an_event_file(void **state) {
     (void)state;
-    char path[PATH], line[16], text[TEXT];
+    char path[PATH], line[32], text[TEXT];
     const char *dir = getenv("METRICS_TEST_DIR");
     if (!dir) dir = in_base(path, "resumed");
     log_steps(dir, 0, 1, 31);

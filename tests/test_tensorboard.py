@@ -1,6 +1,6 @@
 """TensorBoard itself reads the event files that train/tensorboard.c writes.
 
-tests/test_metrics.c logs steps 1 to 30, is killed, resumes from step 20 and goes on to 40; train/loss is 10 / (step + first_step),
+tests/test_metrics.c logs steps 1 to 30, is killed, resumes from step 20 and goes on to 40. train/loss is 10 / (step + first_step),
 eval/heldout/wiki/loss the same with 11, every 10 steps, first_step being 0, then 20.
 """
 

@@ -17,8 +17,13 @@ static int count_kind(const char *pattern, char kind) {
 }
 
 static void print_params(FILE *to, const param_counts *p) {
-    fprintf(to, "  parameters  %.1f M = embedding %.1f + attention %.1f + ffn %.1f + head %.1f + norms %.2f\n", (double)p->total / 1e6,
-            (double)p->embedding / 1e6, (double)p->attention / 1e6, (double)p->ffn / 1e6, (double)p->head / 1e6, (double)p->norms / 1e6);
+    char text[16];
+    fprintf(to, "  parameters  %s =", format_count(text, (double)p->total));
+    fprintf(to, " embedding %s +", format_count(text, (double)p->embedding));
+    fprintf(to, " attention %s +", format_count(text, (double)p->attention));
+    fprintf(to, " ffn %s +", format_count(text, (double)p->ffn));
+    if (p->head > 0) fprintf(to, " head %s +", format_count(text, (double)p->head));
+    fprintf(to, " norms %s\n", format_count(text, (double)p->norms));
 }
 
 static void print_memory(FILE *to, const arena *a) {
@@ -37,8 +42,10 @@ void banner_plan(FILE *to, const run_config *c, const run_plan *plan) {
     fprintf(to, "              vocabulary %lld%s, QK-norm %s, RoPE %s, theta %g\n", (long long)m->vocab_size,
             m->tie_embeddings ? ", tied" : ", untied", qk_norm_names[m->qk_norm], rope_names[m->rope], m->rope_theta);
     print_params(to, &plan->params);
-    fprintf(to, "  work        %.3f GFLOP a token and step; %lld steps of %lld tokens, %.4g tokens in all\n", plan->flops_per_token / 1e9,
-            (long long)plan->n_steps, (long long)c->batch.tokens, (double)plan->n_steps * (double)c->batch.tokens);
+    char flops[16], step[16], all[16];
+    fprintf(to, "  work        %sFLOP a token and step; %lld steps of %s tokens, %s tokens in all\n",
+            format_count(flops, plan->flops_per_token), (long long)plan->n_steps, format_count(step, (double)c->batch.tokens),
+            format_count(all, (double)plan->n_steps * (double)c->batch.tokens));
     int micro = c->batch.micro < plan->rows_per_rank ? c->batch.micro : plan->rows_per_rank;
     fprintf(to, "  batch       %d rank%s x %d micro-batch%s x %d x %d tokens, %s\n", plan->ranks, plan->ranks == 1 ? "" : "s",
             plan->micro_steps, plan->micro_steps == 1 ? "" : "es", micro, c->data.seq_len, dtype_name((dtype)c->dtype));
@@ -73,8 +80,9 @@ int banner_data(FILE *to, const run_config *c, error *err) {
         const data_source *s = is_train ? &train[i] : &heldout[i - c->data.train.n];
         token_file f;
         if (token_file_open(&f, s->prefix, err)) return -1;
-        fprintf(to, "  %-11s %s: %.4g tokens, %lld documents", i == 0 ? "data" : i == c->data.train.n ? "held-out" : "", s->prefix,
-                (double)f.n_tokens, (long long)f.n_documents);
+        char tokens[16];
+        fprintf(to, "  %-11s %s: %s tokens, %lld documents", i == 0 ? "data" : i == c->data.train.n ? "held-out" : "", s->prefix,
+                format_count(tokens, (double)f.n_tokens), (long long)f.n_documents);
         if (is_train) fprintf(to, ", %.1f %% of the samples, %.2f epochs", 100 * s->weight / weights,
                               drawn * s->weight / weights / (double)(f.n_tokens > 0 ? f.n_tokens : 1));
         fprintf(to, "\n");

@@ -78,9 +78,9 @@ static void train_help(void) {
     config_describe(stdout, run_config_keys);
 }
 
-static int prepare(const train_options *o, run_config *c, run_plan *plan, int n_ranks, error *err) {
+static int prepare(const train_options *o, run_config *c, run_plan *plan, const ranks *world, error *err) {
     if (run_config_read(c, o->config, o->overrides, o->n_overrides, err)) return -1;
-    return run_plan_make(plan, c, n_ranks, cpu_ops(), NULL, err);
+    return run_plan_make(plan, c, world->size, c->threads > 0 ? c->threads : ranks_threads(world), cpu_ops(), err);
 }
 
 static int show_plan(const train_options *o, const run_config *c, const run_plan *plan, error *err) {
@@ -97,7 +97,6 @@ static int show_plan(const train_options *o, const run_config *c, const run_plan
 }
 
 int plan_command(int argc, char **argv, const ranks *world, error *err) {
-    (void)world;
     train_options o;
     run_config c = {0};
     run_plan plan;
@@ -109,7 +108,8 @@ int plan_command(int argc, char **argv, const ranks *world, error *err) {
             "point operations of a training step per token (6 a weight of each matrix, attention as the mask leaves it).\n");
         return 0;
     }
-    int result = prepare(&o, &c, &plan, o.n_ranks, err);
+    ranks planned = {.size = o.n_ranks, .local_size = world->local_size};
+    int result = prepare(&o, &c, &plan, &planned, err);
     if (result == 0) result = show_plan(&o, &c, &plan, err);
     run_config_free(&c);
     return result;
@@ -215,7 +215,7 @@ int train_command(int argc, char **argv, const ranks *world, error *err) {
         if (first) train_help();
         return 0;
     }
-    int result = prepare(&o, &c, &plan, world->size, err);
+    int result = prepare(&o, &c, &plan, world, err);
     if (result == 0 && !o.resume && !o.dry_run) result = check_directory(&c, err);
     if (result == 0 && first) result = show_plan(&o, &c, &plan, err);
     if (result == 0 && first) result = banner_data(o.json ? stderr : stdout, &c, err);

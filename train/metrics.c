@@ -68,7 +68,7 @@ static const char *duration(char text[NUMBER], double seconds) {
     return text;
 }
 
-/* Gradient norms and perplexities span decades: 0.84, 12.3, 4096, then 1.2e+05. */
+/* Gradient norms and perplexities span decades: 0.84, 12.3, 4096, then 1e+05. */
 static const char *any_size(char text[NUMBER], double v) {
     if (fabs(v) < 9999.5) return digits(text, v);
     snprintf(text, NUMBER, "%.0e", v);

@@ -38,12 +38,9 @@ void optimizer_reduce_group(void *context, int group) {
 /* Leaves the clip factor on the device, where AdamW reads it. */
 static double clip_gradients(optimizer *o, double max_norm) {
     model *m = o->model;
-    const registry *r = &m->registry;
     m->ops->zero(m->backend, o->sum_squares, sizeof *o->sum_squares);
-    for (int i = 0; i < r->n_buckets; i++) {
-        int64_t part = r->buckets[i].count / r->ways;
-        m->ops->sum_squares(m->backend, o->sum_squares, m->grads + r->buckets[i].offset + o->ranks->rank * part, part);
-    }
+    for (int i = 0; i < o->n_pieces; i++) /* not the buckets' parts: what lies between tensors is undefined after a reduction */
+        m->ops->sum_squares(m->backend, o->sum_squares, m->grads + o->pieces[i].flat, o->pieces[i].count);
     double total;
     m->ops->copy_out(m->backend, &total, o->sum_squares, sizeof total);
     ranks_sum_double(o->ranks, &total, 1);

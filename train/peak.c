@@ -1,4 +1,5 @@
-/* peak.c: the two widest products of a layer, gate|up and the head's chunk. Best of several, since the first call builds the plan. */
+/* peak.c: the two widest products of a layer, gate|up and the head's chunk. Best of a fifth of a second: the first call builds the plan, and others may be
+ * disturbed. */
 #include "train/peak.h"
 
 #include "model/passes.h"
@@ -7,7 +8,7 @@
 static double measure(model *m, void *y, const void *w, int64_t N, int64_t O) {
     double best = 0, start = seconds_now();
     error ignored;
-    for (int i = 0; i < 8 && (i < 2 || seconds_now() - start < 0.25); i++) {
+    for (int i = 0; i < 3 || seconds_now() - start < 0.2; i++) {
         double t = seconds_now();
         m->ops->linear_forward(m->backend, y, m->normed, w, m->options.x, N, m->config.d_model, O);
         if (m->ops->sync(m->backend, &ignored)) return best;

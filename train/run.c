@@ -24,20 +24,28 @@ static int lay_out(model *m, optimizer *o, const run_config *c, const run_plan *
     return optimizer_open(o, m, world, a, err);
 }
 
-int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, const ops *op, backend *b, error *err) {
-    int rows = (int)(c->batch.tokens / c->data.seq_len);
-    *plan = (run_plan){.arena = arena_dry(), .ranks = n_ranks, .n_steps = run_steps(c)};
-    plan->rows_per_rank = (rows + n_ranks - 1) / n_ranks;
-    plan->micro_steps = (plan->rows_per_rank + c->batch.micro - 1) / c->batch.micro;
-    plan->flops_per_token = model_flops_per_token(&c->model, c->data.seq_len);
+static int plan_memory(run_plan *plan, const run_config *c, const ops *op, backend *b, error *err) {
     model m;
     optimizer o;
-    ranks one = {.size = n_ranks};
-    if (lay_out(&m, &o, c, plan, &one, op, b, &plan->arena, err)) return -1;
+    ranks any = {.size = plan->ranks};
+    if (lay_out(&m, &o, c, plan, &any, op, b, &plan->arena, err)) return -1;
     plan->params = registry_count(&m.registry);
     optimizer_close(&o);
     model_close(&m);
     return 0;
+}
+
+int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, int threads, const ops *op, error *err) {
+    int rows = (int)(c->batch.tokens / c->data.seq_len);
+    *plan = (run_plan){.arena = arena_dry(), .ranks = n_ranks, .threads = threads, .n_steps = run_steps(c)};
+    plan->rows_per_rank = (rows + n_ranks - 1) / n_ranks;
+    plan->micro_steps = (plan->rows_per_rank + c->batch.micro - 1) / c->batch.micro;
+    plan->flops_per_token = model_flops_per_token(&c->model, c->data.seq_len);
+    backend *b;
+    if (op->open(&b, threads, 0, err)) return -1;
+    int result = plan_memory(plan, c, op, b, err);
+    op->close(b);
+    return result;
 }
 
 /* The ranks of a machine ask for their memory at the same time: each may count on its share of what is free. */
@@ -54,7 +62,7 @@ static int check_memory(const run_plan *plan, const ranks *world, error *err) {
 int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, error *err) {
     *r = (run){.config = *c, .ranks = world, .ops = cpu_ops()};
     if (check_memory(plan, world, err)) return -1;
-    if (r->ops->open(&r->backend, c->threads > 0 ? c->threads : ranks_threads(world), world->local_rank, err)) return -1;
+    if (r->ops->open(&r->backend, plan->threads, world->local_rank, err)) return -1;
     if (r->ops->check(r->backend, (dtype)c->dtype, err)) goto fail;
     r->memory = r->ops->alloc(r->backend, plan->arena.peak, err);
     if (!r->memory) goto fail;

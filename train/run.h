@@ -37,8 +37,8 @@ typedef struct run_plan {
     int ranks, threads;
 } run_plan;
 
-/* What a run of `n_ranks` ranks will need on each. op: of the backend it will use; b may be NULL for the CPU's. */
-int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, const ops *op, backend *b, error *err);
+/* What a run of `n_ranks` ranks with so many threads will need on each, on the backend `op`, which is opened for the question and closed. */
+int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, int threads, const ops *op, error *err);
 
 /* Opens the backend and everything that has memory, after checking that it fits; weights are not set. Each rank calls it, and no rank
  * waits for another in it. */

@@ -1,8 +1,8 @@
 /* config.h: YAML configs read through one schema, which is also their documentation.
  *
- * A schema is an array of config_key that ends with an empty one; each key says where its value goes in a C struct. Reading refuses
- * keys the schema does not know (with the nearest one it does), values of the wrong kind or out of range, and missing keys
- * without a default, naming file:line and the dotted key. `key=value` overrides are applied to the tree before it is read,
+ * A schema is an array of config_key that ends with an empty one; each key says where its value goes in a C struct. Reading
+ * refuses keys the schema does not know (with the nearest one it does), values of the wrong kind or out of range, and missing
+ * keys without a default, naming file:line and the dotted key. `key=value` overrides are applied to the tree before it is read,
  * with the same checks, named as "command line". */
 #ifndef MOBILELLM_UTIL_CONFIG_H
 #define MOBILELLM_UTIL_CONFIG_H
@@ -15,8 +15,8 @@
 #include "util/error.h"
 
 typedef enum config_kind {
-    CONFIG_INT,     /* int */
-    CONFIG_INT64,   /* int64_t; 2.6e9 is accepted when it is a whole number */
+    CONFIG_INT,     /* int; numbers have the form of number.h, so 1e3 is a whole one, and 1_000 or inf none at all */
+    CONFIG_INT64,   /* int64_t: 2.6e9 */
     CONFIG_DOUBLE,  /* double */
     CONFIG_BOOL,    /* bool: true or false */
     CONFIG_STRING,  /* char *, allocated; NULL where the default is "null" and nothing is given */
@@ -30,9 +30,9 @@ typedef struct config_key {
     const char *name;
     config_kind kind;
     size_t offset;
-    const char *fallback; /* the default, as it would be written; NULL: must be given */
+    const char *fallback; /* the default, as it would be written; NULL: must be given. Of a section "{}": its keys' defaults */
     const char *doc;      /* one line: meaning and unit */
-    double min, max;      /* of numbers; both 0: any */
+    double min, max;      /* of numbers, both included; both 0: any. An INFINITY leaves one side open */
     const char *const *choices; /* ends with NULL */
     const struct config_key *keys;
     size_t item_size;
@@ -44,16 +44,22 @@ typedef struct config_list {
     int n;
 } config_list;
 
-/* Reads the file (or, with path "-" replaced by a name, the text in `text` when not NULL) and the overrides into *out, which is
- * cleared first. A file named by a may_be_file section is looked for beside the working directory, then beside the config. */
+/* Reads the file at `path` and the overrides into *out, which is cleared first, and on failure again. When `text` is not NULL it
+ * is read instead, and path is only what messages call it. A file named by a may_be_file section is looked for in the working
+ * directory, then beside the config. Overrides: "optimizer.lr=1e-3", "data.train=[{prefix: p, weight: 2}]",
+ * "data.train.0.prefix=p"; the value is YAML, missing sections are made, the last of two wins, and one that names a section's
+ * file comes before those that change the section. */
 int config_read(void *out, const config_key *schema, const char *path, const char *text, const char *const *overrides,
                 int n_overrides, error *err);
 
 /* Frees the strings and lists that config_read allocated, and clears them. Safe on a cleared struct. */
 void config_free(void *values, const config_key *schema);
 
-/* The values as YAML that config_read takes back unchanged: an allocated string. Numbers keep all their digits. */
+/* The values as YAML that config_read takes back unchanged, to the bit: an allocated string, NULL if there is no memory. */
 char *config_print(const void *values, const config_key *schema);
+
+/* The value of one key, which is no section or list, as config_print writes it; cut to fit. */
+void config_print_value(char *out, size_t size, const void *values, const config_key *key);
 
 /* The keys, their defaults and documentation, as `mobilellm train --help` shows them. */
 void config_describe(FILE *to, const config_key *schema);

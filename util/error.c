@@ -14,13 +14,13 @@ int error_set(error *err, status code, const char *format, ...) {
 }
 
 int error_prefix(error *err, const char *format, ...) {
-    char text[2 * sizeof err->text];
+    char text[sizeof err->text];
+    memcpy(text, err->text, sizeof text);
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof err->text, format, args);
+    vsnprintf(err->text, sizeof err->text, format, args);
     va_end(args);
-    size_t used = strlen(text);
-    snprintf(text + used, sizeof text - used, ": %s", err->text);
-    memcpy(err->text, text, sizeof err->text - 1);
+    size_t used = strlen(err->text);
+    snprintf(err->text + used, sizeof err->text - used, ": %s", text);
     return -1;
 }

@@ -68,3 +68,11 @@ const char *format_bytes(char text[16], double bytes) {
     snprintf(text, 16, bytes < 10 && unit ? "%.2f %s" : bytes < 100 && unit ? "%.1f %s" : "%.0f %s", bytes, units[unit]);
     return text;
 }
+
+const char *format_count(char text[16], double count) {
+    static const char *const prefixes[] = {"", " k", " M", " G", " T", " P"};
+    int prefix = 0;
+    for (; count >= 9999.5 && prefix < 5; prefix++) count /= 1000;
+    snprintf(text, 16, prefix == 0 ? "%.4g%s" : "%.1f%s", count, prefixes[prefix]);
+    return text;
+}

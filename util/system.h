@@ -21,4 +21,7 @@ int system_processors(void);
 /* "1.84 GiB", written into text and returned. */
 const char *format_bytes(char text[16], double bytes);
 
+/* "394.6 M": a count or rate with three to four digits and the unit's prefix, written into text and returned. */
+const char *format_count(char text[16], double count);
+
 #endif

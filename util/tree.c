@@ -1,23 +1,25 @@
-/* tree.c: from libyaml's document to our tree.
+/* tree.c: from libyaml's events to our tree.
  *
- * libyaml resolves an alias to the node it names, so that a document is a graph that may even have cycles. We refuse any node that
- * is reached twice: what remains is a tree, at most as large as the text. */
+ * Events and not its document loader, because so the reading ends at the first thing that configs do not have: an alias or a tag
+ * is refused in its own line, and a megabyte of brackets at its seventeenth, which the loader would need minutes for. */
 #include "util/tree.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <yaml.h>
 
-/* One document being converted. */
-typedef struct conversion {
-    yaml_document_t *document;
-    const char *file;
-    bool numbered; /* lines are worth telling */
-    bool *visited; /* by number of the node, from 1 */
+/* A text being read. */
+typedef struct reader {
+    yaml_parser_t parser;
+    const char *file, *text;
+    size_t length;
+    bool numbered;  /* lines are worth telling */
     char path[256]; /* the dotted key of the node at hand, cut if it is longer */
     int depth;
-} conversion;
+    error *err;
+} reader;
 
 int tree_error(const tree *at, error *err, const char *format, ...) {
     char text[sizeof err->text / 2];
@@ -70,153 +72,171 @@ void tree_replace(tree *t, tree *value) {
 }
 
 /* Lengthens the path by one part, and returns the length to cut it back to. */
-static size_t enter(conversion *c, const char *part) {
-    size_t length = strlen(c->path);
-    snprintf(c->path + length, sizeof c->path - length, "%s%s", length ? "." : "", part);
+static size_t enter(reader *r, const char *part) {
+    size_t length = strlen(r->path);
+    snprintf(r->path + length, sizeof r->path - length, "%s%s", length ? "." : "", part);
     return length;
 }
 
-static int line_of(const conversion *c, const yaml_mark_t *mark) { return c->numbered ? (int)mark->line + 1 : 0; }
+static const char *path_of(const reader *r) { return r->path[0] ? r->path : "the top level"; }
 
-static bool has_own_tag(const yaml_node_t *node) {
-    static const char *const ordinary[] = {YAML_STR_TAG, YAML_SEQ_TAG, YAML_MAP_TAG};
-    for (size_t i = 0; i < sizeof ordinary / sizeof *ordinary; i++)
-        if (strcmp((const char *)node->tag, ordinary[i]) == 0) return false;
-    return true;
-}
-
-static bool is_nothing(const yaml_node_t *node) {
-    static const char *const words[] = {"", "~", "null", "Null", "NULL"};
-    if (node->data.scalar.style != YAML_PLAIN_SCALAR_STYLE) return false;
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (strcmp((const char *)node->data.scalar.value, words[i]) == 0) return true;
-    return false;
-}
-
-static int convert_scalar(conversion *c, tree *t, const yaml_node_t *node, error *err) {
-    const char *value = (const char *)node->data.scalar.value;
-    if (is_nothing(node)) return 0;
-    if (strlen(value) != node->data.scalar.length) return tree_error(t, err, "%s: a text may not hold a NUL character", c->path);
-    t->kind = TREE_TEXT;
-    t->quoted = node->data.scalar.style != YAML_PLAIN_SCALAR_STYLE;
-    t->text = strdup(value);
-    return t->text ? 0 : no_memory(c->file, err);
-}
-
-static int convert(conversion *c, tree *t, int number, error *err);
-
-static int convert_list(conversion *c, tree *t, const yaml_node_t *node, error *err) {
-    t->kind = TREE_LIST;
-    const yaml_node_item_t *first = node->data.sequence.items.start, *end = node->data.sequence.items.top;
-    for (const yaml_node_item_t *item = first; item < end; item++) {
-        char part[24];
-        snprintf(part, sizeof part, "%td", item - first);
-        tree *child = tree_add(t, NULL, err);
-        if (!child) return -1;
-        size_t back = enter(c, part);
-        if (convert(c, child, *item, err)) return -1;
-        c->path[back] = '\0';
-    }
-    return 0;
-}
-
-static int convert_pair(conversion *c, tree *t, const yaml_node_pair_t *pair, error *err) {
-    const yaml_node_t *name = yaml_document_get_node(c->document, pair->key);
-    tree at = {.file = c->file, .line = line_of(c, &name->start_mark)};
-    const char *key = (const char *)name->data.scalar.value;
-    if (name->type != YAML_SCALAR_NODE || strlen(key) != name->data.scalar.length)
-        return tree_error(&at, err, "a key must be a word%s%s", c->path[0] ? ", below " : "", c->path);
-    size_t back = enter(c, key);
-    const tree *twin = tree_find(t, key);
-    if (twin && twin->line > 0) return tree_error(&at, err, "%s is given twice, first in line %d", c->path, twin->line);
-    if (twin) return tree_error(&at, err, "%s is given twice", c->path);
-    tree *child = tree_add(t, key, err);
-    if (!child) return -1;
-    child->line = at.line;
-    if (convert(c, child, pair->value, err)) return -1;
-    c->path[back] = '\0';
-    return 0;
-}
-
-/* Scalars and items of a list are where they begin; a map or list below a key is where its key is. */
-static int convert(conversion *c, tree *t, int number, error *err) {
-    const yaml_node_t *node = yaml_document_get_node(c->document, number);
-    t->file = c->file;
-    if (node->type == YAML_SCALAR_NODE || !t->key) t->line = line_of(c, &node->start_mark);
-    if (c->visited[number])
-        return tree_error(t, err, "%s is an alias (*name), which configs do not have: write the value out", c->path);
-    c->visited[number] = true;
-    if (has_own_tag(node)) return tree_error(t, err, "%s has a tag (%s), which configs do not have", c->path, node->tag);
-    if (node->type == YAML_SCALAR_NODE) return convert_scalar(c, t, node, err);
-
-    if (c->depth == TREE_DEPTH) return tree_error(t, err, "nested deeper than %d levels, which no config needs", TREE_DEPTH);
-    c->depth++;
-    if (node->type == YAML_SEQUENCE_NODE) {
-        if (convert_list(c, t, node, err)) return -1;
-    } else {
-        t->kind = TREE_MAP;
-        const yaml_node_pair_t *end = node->data.mapping.pairs.top;
-        for (const yaml_node_pair_t *pair = node->data.mapping.pairs.start; pair < end; pair++)
-            if (convert_pair(c, t, pair, err)) return -1;
-    }
-    c->depth--;
-    return 0;
-}
+static int line_of(const reader *r, const yaml_mark_t *mark) { return r->numbered ? (int)mark->line + 1 : 0; }
 
 /* Does the line on which libyaml stopped, or the one before, begin with a tab? Then this is what to say. */
-static bool has_tab_near(const char *text, size_t length, size_t line) {
-    const char *at = text, *end = text + length;
+static bool has_tab_near(const reader *r, size_t line) {
+    const char *at = r->text, *end = r->text + r->length;
     for (size_t i = 0; at < end && i <= line; i++) {
-        const char *indent = at;
-        while (indent < end && (*indent == ' ' || *indent == '\t'))
-            if (*indent++ == '\t' && i + 1 >= line) return true;
+        for (const char *indent = at; indent < end && (*indent == ' ' || *indent == '\t'); indent++)
+            if (*indent == '\t' && i + 1 >= line) return true;
         const char *newline = memchr(at, '\n', (size_t)(end - at));
         at = newline ? newline + 1 : end;
     }
     return false;
 }
 
-static int syntax_error(const yaml_parser_t *parser, const conversion *c, const char *text, size_t length, error *err) {
-    if (parser->error == YAML_MEMORY_ERROR) return no_memory(c->file, err);
-    if (parser->error == YAML_READER_ERROR)
-        return error_set(err, STATUS_USAGE, "%s: %s at byte %zu: a config is a text in UTF-8", c->file, parser->problem,
-                         parser->problem_offset);
-    tree at = {.file = c->file, .line = line_of(c, &parser->problem_mark)};
-    const char *hint = has_tab_near(text, length, parser->problem_mark.line) ? ": indent with spaces, not with tabs" : "";
-    if (!parser->context) return tree_error(&at, err, "%s%s", parser->problem, hint);
-    return tree_error(&at, err, "%s %s%s", parser->problem, parser->context, hint);
+static int syntax_error(const reader *r) {
+    const yaml_parser_t *p = &r->parser;
+    if (p->error == YAML_MEMORY_ERROR) return no_memory(r->file, r->err);
+    if (p->error == YAML_READER_ERROR)
+        return error_set(r->err, STATUS_USAGE, "%s: %s at byte %zu: a config is a text in UTF-8", r->file, p->problem,
+                         p->problem_offset);
+    tree at = {.file = r->file, .line = line_of(r, &p->problem_mark)};
+    const char *hint = has_tab_near(r, p->problem_mark.line) ? ": indent with spaces, not with tabs" : "";
+    if (!p->context) return tree_error(&at, r->err, "%s%s", p->problem, hint);
+    return tree_error(&at, r->err, "%s %s%s", p->problem, p->context, hint);
 }
 
-/* The first document to the tree; that nothing follows it. */
-static int read_documents(yaml_parser_t *parser, conversion *c, tree *t, const char *text, size_t length, error *err) {
-    yaml_document_t document;
-    if (!yaml_parser_load(parser, &document)) return syntax_error(parser, c, text, length, err);
-    int n_nodes = (int)(document.nodes.top - document.nodes.start), result = 0;
-    if (n_nodes > 0) {
-        c->document = &document;
-        c->visited = calloc((size_t)n_nodes + 1, sizeof *c->visited);
-        result = c->visited ? convert(c, t, 1, err) : no_memory(c->file, err);
-        free(c->visited);
-    }
-    yaml_document_delete(&document);
-    if (result || n_nodes == 0) return result;
+static int next_event(reader *r, yaml_event_t *event) { return yaml_parser_parse(&r->parser, event) ? 0 : syntax_error(r); }
 
-    if (!yaml_parser_load(parser, &document)) return syntax_error(parser, c, text, length, err);
-    tree second = {.file = c->file, .line = line_of(c, &document.start_mark)};
-    if (yaml_document_get_root_node(&document)) result = tree_error(&second, err, "a second document begins here; a config is one");
-    yaml_document_delete(&document);
+static bool is_nothing(const yaml_event_t *e) {
+    static const char *const words[] = {"", "~", "null", "Null", "NULL"};
+    if (e->data.scalar.style != YAML_PLAIN_SCALAR_STYLE) return false;
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (strcmp((const char *)e->data.scalar.value, words[i]) == 0) return true;
+    return false;
+}
+
+static int refuse_tag(reader *r, const tree *t, const char *tag) {
+    return tree_error(t, r->err, "%s has a tag (%s), which configs do not have", path_of(r), tag);
+}
+
+static int read_scalar(reader *r, tree *t, const yaml_event_t *e) {
+    const char *value = (const char *)e->data.scalar.value;
+    if (e->data.scalar.tag) return refuse_tag(r, t, (const char *)e->data.scalar.tag);
+    if (is_nothing(e)) return 0;
+    if (strlen(value) != e->data.scalar.length)
+        return tree_error(t, r->err, "%s: a text may not hold a NUL character", path_of(r));
+    t->kind = TREE_TEXT;
+    t->quoted = e->data.scalar.style != YAML_PLAIN_SCALAR_STYLE;
+    t->text = strdup(value);
+    return t->text ? 0 : no_memory(r->file, r->err);
+}
+
+static int read_node(reader *r, tree *t, const yaml_event_t *first);
+
+static int read_item(reader *r, tree *list, const yaml_event_t *first) {
+    char part[24];
+    snprintf(part, sizeof part, "%d", list->n);
+    tree *item = tree_add(list, NULL, r->err);
+    if (!item) return -1;
+    size_t back = enter(r, part);
+    if (read_node(r, item, first)) return -1;
+    r->path[back] = '\0';
+    return 0;
+}
+
+static int read_pair(reader *r, tree *map, const yaml_event_t *first) {
+    tree at = {.file = r->file, .line = line_of(r, &first->start_mark)};
+    const char *key = (const char *)first->data.scalar.value;
+    if (first->type != YAML_SCALAR_EVENT || first->data.scalar.tag || strlen(key) != first->data.scalar.length)
+        return tree_error(&at, r->err, "a key of %s is not a word", path_of(r));
+    size_t back = enter(r, key);
+    const tree *twin = tree_find(map, key);
+    if (twin && r->numbered) return tree_error(&at, r->err, "%s is given twice, first in line %d", r->path, twin->line);
+    if (twin) return tree_error(&at, r->err, "%s is given twice", r->path);
+    tree *value = tree_add(map, key, r->err);
+    if (!value) return -1;
+    value->line = at.line;
+    yaml_event_t event;
+    if (next_event(r, &event)) return -1;
+    int result = read_node(r, value, &event);
+    yaml_event_delete(&event);
+    r->path[back] = '\0';
     return result;
 }
 
+static int read_items(reader *r, tree *t, yaml_event_type_t end, int (*read)(reader *r, tree *t, const yaml_event_t *first)) {
+    if (r->depth == TREE_DEPTH) return tree_error(t, r->err, "nested deeper than %d levels, which no config needs", TREE_DEPTH);
+    r->depth++;
+    for (bool done = false; !done;) {
+        yaml_event_t event;
+        if (next_event(r, &event)) return -1;
+        done = event.type == end;
+        int result = done ? 0 : read(r, t, &event);
+        yaml_event_delete(&event);
+        if (result) return result;
+    }
+    r->depth--;
+    return 0;
+}
+
+/* Scalars and items of a list are where they begin; a map or list below a key is where its key is. */
+static int read_node(reader *r, tree *t, const yaml_event_t *first) {
+    t->file = r->file;
+    if (first->type == YAML_SCALAR_EVENT || !t->key) t->line = line_of(r, &first->start_mark);
+    if (first->type == YAML_ALIAS_EVENT) {
+        t->line = line_of(r, &first->start_mark);
+        return tree_error(t, r->err, "%s is an alias (*%s), which configs do not have: write the value out", path_of(r),
+                          first->data.alias.anchor);
+    }
+    if (first->type == YAML_SCALAR_EVENT) return read_scalar(r, t, first);
+    if (first->type == YAML_SEQUENCE_START_EVENT) {
+        if (first->data.sequence_start.tag) return refuse_tag(r, t, (const char *)first->data.sequence_start.tag);
+        t->kind = TREE_LIST;
+        return read_items(r, t, YAML_SEQUENCE_END_EVENT, read_item);
+    }
+    assert(first->type == YAML_MAPPING_START_EVENT);
+    if (first->data.mapping_start.tag) return refuse_tag(r, t, (const char *)first->data.mapping_start.tag);
+    t->kind = TREE_MAP;
+    return read_items(r, t, YAML_MAPPING_END_EVENT, read_pair);
+}
+
+/* The events around the root: stream start, document start, (root), document end, stream end. */
+static int read_stream(reader *r, tree *t) {
+    for (bool done = false, seen = false; !done;) {
+        yaml_event_t event;
+        if (next_event(r, &event)) return -1;
+        int result = 0;
+        if (event.type == YAML_DOCUMENT_START_EVENT && seen) {
+            tree at = {.file = r->file, .line = line_of(r, &event.start_mark)};
+            result = tree_error(&at, r->err, "a second document begins here; a config is one");
+        } else if (event.type == YAML_DOCUMENT_START_EVENT) {
+            seen = true;
+        } else if (event.type != YAML_STREAM_START_EVENT && event.type != YAML_STREAM_END_EVENT &&
+                   event.type != YAML_DOCUMENT_END_EVENT) {
+            result = read_node(r, t, &event);
+        }
+        done = event.type == YAML_STREAM_END_EVENT;
+        yaml_event_delete(&event);
+        if (result) return result;
+    }
+    return 0;
+}
+
 int tree_parse(tree *t, const char *file, bool numbered, const char *text, size_t length, error *err) {
+    static const char byte_order_mark[] = "\xEF\xBB\xBF"; /* which libyaml passes over only when it may guess the encoding */
+    size_t mark = sizeof byte_order_mark - 1;
+    if (length >= mark && memcmp(text, byte_order_mark, mark) == 0) {
+        text += mark;
+        length -= mark;
+    }
     *t = (tree){.file = file};
-    conversion c = {.file = file, .numbered = numbered};
-    yaml_parser_t parser;
-    if (!yaml_parser_initialize(&parser)) return no_memory(file, err);
-    yaml_parser_set_encoding(&parser, YAML_UTF8_ENCODING);
-    yaml_parser_set_input_string(&parser, (const unsigned char *)text, length);
-    int result = read_documents(&parser, &c, t, text, length, err);
-    yaml_parser_delete(&parser);
+    reader r = {.file = file, .text = text, .length = length, .numbered = numbered, .err = err};
+    if (!yaml_parser_initialize(&r.parser)) return no_memory(file, err);
+    yaml_parser_set_encoding(&r.parser, YAML_UTF8_ENCODING);
+    yaml_parser_set_input_string(&r.parser, (const unsigned char *)text, length);
+    int result = read_stream(&r, t);
+    yaml_parser_delete(&r.parser);
     if (result) tree_free(t);
     if (!result && t->kind != TREE_TEXT) t->line = 0; /* what a file lacks, it lacks as a whole */
     return result;

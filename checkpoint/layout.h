@@ -1,0 +1,29 @@
+/* layout.h: a checkpoint file complete but for the elements of its datasets. */
+#ifndef MOBILELLM_CHECKPOINT_LAYOUT_H
+#define MOBILELLM_CHECKPOINT_LAYOUT_H
+
+#include <stdbool.h>
+
+#include "checkpoint/checkpoint.h"
+
+/* A dataset being written: a tensor, or a history. */
+typedef struct dataset {
+    const char *path;
+    int n_axes;
+    const int64_t *shape;
+    size_t item; /* bytes of an element */
+    bool is_history;
+    dtype type;
+    const checkpoint_part *parts; /* (n_parts) of this rank */
+    int n_parts;
+    uint32_t crc;  /* of the whole */
+    int64_t calls; /* of H5Dwrite that it takes, the same on all ranks */
+} dataset;
+
+int64_t dataset_count(const dataset *d);
+
+/* Makes the file at `path` with everything in it (attributes, groups, datasets, their checksums) and all its space taken on the
+ * disk, and waits until that is there. What is left to do is to write each dataset's elements. By one rank. */
+int layout_write(const char *path, const checkpoint_info *info, const dataset *sets, int n, error *err);
+
+#endif

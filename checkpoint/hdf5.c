@@ -92,6 +92,7 @@ int h5_put_int64(hid_t object, const char *name, int64_t value) { return put(obj
 int h5_put_crc(hid_t object, const char *name, uint32_t value) { return put(object, name, H5T_STD_U32LE, &value); }
 
 int h5_put_string(hid_t object, const char *name, const char *text) {
+    assert(text);
     int result = -1;
     hid_t type = H5Tcopy(H5T_C_S1);
     if (type < 0) return -1;

@@ -16,7 +16,7 @@
 
 #include "util/dtype.h"
 
-enum { LINE = 512 }; /* 4 KiB: half a dozen lines fit in L1 */
+enum { LINE = 1024 }; /* 4 KiB: half a dozen lines fit in L1 */
 
 /* The length of the line that starts at `at` of an array of n. */
 static inline int line_length(int64_t at, int64_t n) { return n - at < LINE ? (int)(n - at) : LINE; }

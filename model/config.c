@@ -58,7 +58,7 @@ static int check_ranges(const model_config *c, const char *where, error *err) {
         if (!is_number(key)) continue;
         double value = number_at(c, key);
         if (!(value >= key->min && value <= key->max))
-            return error_set(err, STATUS_USAGE, "%s: %s is %g, expected %.10g to %.10g", where, key->name, value, key->min,
+            return error_set(err, STATUS_USAGE, "%s: %s is %.15g, expected %.15g to %.15g", where, key->name, value, key->min,
                              key->max);
     }
     return 0;

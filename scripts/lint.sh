@@ -32,7 +32,7 @@ check() { # NAME COMMAND...
 layers() { python3 scripts/lint_layers.py; }
 
 format() {
-    "$clang_format" --dry-run -Werror "${all_files[@]}" 2>&1 | grep -E '^[^ ]+:[0-9]+:' # the place, without the lines themselves
+    "$clang_format" --dry-run -Werror "${all_files[@]}" 2>&1 | grep -oE '^[^ ]+:[0-9]+:' | sort -u -t: -k1,1 | sed 's/$/ is not formatted: make format/'
     [[ ${PIPESTATUS[0]} == 0 ]]
 }
 

@@ -27,7 +27,7 @@ def command(*args, ranks=0):
 def run(*args, ranks=0, threads=1, status=0, timeout=240, env=None):
     """Runs the program, checks its exit status, returns what it printed (stdout, stderr)."""
     done = subprocess.run(command(*args, ranks=ranks), cwd=ROOT, env={**ENV, "OMP_NUM_THREADS": str(threads), **(env or {})},
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", timeout=timeout, stdin=subprocess.DEVNULL)
     assert done.returncode == status, f"exit {done.returncode}, expected {status}\n{done.stdout}\n{done.stderr}"
     return done.stdout, done.stderr
 

@@ -131,7 +131,8 @@ static int64_t wrong_elements(const checkpoint_tensor *tensor, int64_t step, int
 }
 
 static checkpoint_info make_info(int64_t step) {
-    checkpoint_info info = {.config = "model: {n_layers: 2}\nname: \"\xc3\xa9l\xc3\xa8ve\"\n",
+    checkpoint_info info = {.model = "n_layers: 2\n",
+                            .config = "model: {n_layers: 2}\nname: \"\xc3\xa9l\xc3\xa8ve\"\n",
                             .tokenizer_hash = "",
                             .lineage = "random, seed 1",
                             .created_by = "mobilellm test",
@@ -142,6 +143,7 @@ static checkpoint_info make_info(int64_t step) {
                             .nonfinite_in_a_row = 1,
                             .optimizer_step = step - 2,
                             .data_seed = -7,
+                            .seq_len = 2048,
                             .n_train = 5,
                             .n_heldout = 0};
     info.train = calloc((size_t)info.n_train, sizeof *info.train);
@@ -288,13 +290,14 @@ static void the_state_of_the_run_is_read_back(void **state) {
         assert_ok(checkpoint_open(&c, path, &err));
         const checkpoint_info *found = checkpoint_about(c);
         assert_string_equal(found->config, config);
+        assert_string_equal(found->model, info.model);
         assert_string_equal(found->tokenizer_hash, "");
         assert_string_equal(found->lineage, info.lineage);
         assert_string_equal(found->created_by, info.created_by);
-        const int64_t numbers[7] = {20, 20 * 4096, ((int64_t)1 << 40) + 20, 2, 1, 18, -7};
-        const int64_t read[7] = {
-            found->step,           found->tokens,   found->samples, found->skipped_steps, found->nonfinite_in_a_row,
-            found->optimizer_step, found->data_seed};
+        const int64_t numbers[8] = {20, 20 * 4096, ((int64_t)1 << 40) + 20, 2, 1, 18, -7, 2048};
+        const int64_t read[8] = {
+            found->step,           found->tokens,    found->samples, found->skipped_steps, found->nonfinite_in_a_row,
+            found->optimizer_step, found->data_seed, found->seq_len};
         assert_memory_equal(read, numbers, sizeof numbers);
         assert_int_equal(found->n_train, 5);
         assert_int_equal(found->n_heldout, 0);

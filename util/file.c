@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -44,7 +45,10 @@ int file_make_directories(const char *path, error *err) {
         if (path[i] != '/' && path[i] != '\0') continue;
         part[i] = '\0';
         int reason = mkdir(part, 0777) ? errno : 0;
-        if (reason && (stat(part, &about) || !S_ISDIR(about.st_mode)))
+        bool exists = reason && stat(part, &about) == 0;
+        if (exists && !S_ISDIR(about.st_mode))
+            return error_set(err, STATUS_RESOURCE, "%s is not a directory, so %s cannot be made.", part, path);
+        if (reason && !exists)
             return error_set(err, STATUS_RESOURCE, "%s: cannot make the directory: %s.", part, strerror(reason));
         part[i] = path[i];
     }

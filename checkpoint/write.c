@@ -49,8 +49,9 @@ static int64_t own_count(const dataset *d) {
 static int h5_error(const writing *w, error *err) {
     if (w->trouble.code) return directory_error(err, w->temporary, w->trouble.code);
     return error_set(err, STATUS_RESOURCE,
-                     "%s: HDF5 cannot write it: %s.\nEarlier checkpoints are untouched. Check the filesystem.", w->temporary,
-                     w->trouble.text);
+                     "%s: HDF5 cannot write it: %s.\n"
+                     "Is the filesystem full, or the disk failing? Earlier checkpoints are untouched.",
+                     w->temporary, w->trouble.text);
 }
 
 static void add_history(writing *w, int which, const char *path, history_row *rows, int64_t n) {
@@ -214,11 +215,12 @@ static int write_dataset(const writing *w, const dataset *d, hid_t id, hid_t pro
     return result;
 }
 
-/* A rank that fails among others inside a collective call ends all of them. */
+/* A rank that fails among others inside a collective call ends all of them. If several do, the one that removes the file speaks.
+ */
 static int fail_together(const writing *w, error *err) {
     h5_error(w, err);
     if (w->r->size == 1) return -1;
-    unlink(w->temporary);
+    if (unlink(w->temporary) != 0 && errno == ENOENT) err->code = STATUS_RANK;
     ranks_abort(w->r, err);
 }
 

@@ -36,7 +36,7 @@ const config_key model_config_keys[] = {
 #undef AT
 
 static double number_at(const model_config *c, const config_key *key) {
-    const char *at = (const char *)c + key->offset;
+    const void *at = (const char *)c + key->offset;
     switch (key->kind) {
         case CONFIG_INT:
             return *(const int *)at;

@@ -74,5 +74,6 @@ void model_forward(model *m, const model_input *in, const model_hooks *hooks) {
         ffn(m, &s, layer, in->rows);
     }
     weights_needed(hooks, 1 + c->n_layers);
+    if (c->tie_embeddings) weights_needed(hooks, 0); /* the head is the embedding */
     norm(m, &s, m->h_final, m->rstd_final, model_final_norm(m, NULL), N);
 }

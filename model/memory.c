@@ -20,7 +20,8 @@ static int64_t max3(int64_t a, int64_t b, int64_t c) {
     return ab > c ? ab : c;
 }
 
-static layer_activations layer_memory(const model *m, arena *a, bool attention) {
+/* in_place: one residual stream that every norm updates; else each keeps its own input for backward. */
+static layer_activations layer_memory(const model *m, arena *a, bool attention, bool in_place) {
     const model_config *c = &m->config;
     dtype x = m->options.x;
     int64_t N = (int64_t)m->options.B * m->options.T, C = c->d_model, H = c->n_heads, K = c->n_kv_heads, D = c->head_dim;
@@ -35,16 +36,15 @@ static layer_activations layer_memory(const model *m, arena *a, bool attention) 
         l.o = arena_alloc(a, "activations", (size_t)(N * H * D) * e);
         l.lse = arena_alloc(a, "activations", (size_t)(N * H) * sizeof(float));
     }
-    l.h_ffn = arena_alloc(a, "activations", (size_t)(N * C) * e);
+    l.h_ffn = in_place ? l.h_attention : arena_alloc(a, "activations", (size_t)(N * C) * e);
     l.rstd_ffn = arena_alloc(a, "activations", (size_t)N * sizeof(float));
     l.gate_up = arena_alloc(a, "activations", (size_t)(N * 2 * c->d_ffn) * e);
     return l;
 }
 
-/* All layers see the same memory, and the residual stream is updated in place. */
+/* All layers see the same memory. */
 static void shared_layer_memory(model *m, arena *a) {
-    layer_activations all = layer_memory(m, a, true);
-    all.h_ffn = all.h_attention;
+    layer_activations all = layer_memory(m, a, true, true);
     for (int i = 0; i < m->config.n_layers; i++) m->layers[i] = all;
     m->h_final = all.h_attention;
 }
@@ -55,7 +55,7 @@ static void activation_memory(model *m, arena *a) {
     int64_t N = (int64_t)o->B * o->T, C = c->d_model, H = c->n_heads, K = c->n_kv_heads, D = c->head_dim;
     size_t e = dtype_size(o->x);
     if (o->training) {
-        for (int i = 0; i < c->n_layers; i++) m->layers[i] = layer_memory(m, a, c->attention[i] != 's');
+        for (int i = 0; i < c->n_layers; i++) m->layers[i] = layer_memory(m, a, c->attention[i] != 's', false);
         m->h_final = arena_alloc(a, "activations", (size_t)(N * C) * e);
         m->dh = arena_alloc(a, "temporaries", (size_t)(N * C) * e);
     } else {

@@ -122,7 +122,6 @@ int registry_pieces(const registry *r, int rank, piece **pieces) {
     int t = 0;
     for (int i = 0; i < r->n_buckets; i++) {
         int64_t part = r->buckets[i].count / r->ways, from = r->buckets[i].offset + rank * part, to = from + part;
-        while (t > 0 && r->tensors[t].offset > from) t--;
         for (; t < r->n_tensors && r->tensors[t].offset < to; t++) {
             const tensor *x = &r->tensors[t];
             int64_t first = x->offset > from ? x->offset : from, end = x->offset + x->count < to ? x->offset + x->count : to;

@@ -149,7 +149,7 @@ static void f32_token_losses_are_pytorchs(void **state) {
 }
 
 /* The same steps in bf16, where each stored number, weights included, is off by up to 2^-9 of itself. PyTorch's own bf16 strays
- * as far on these networks: cosines of 0.9992 to 0.9999, losses off by 0.4 %. */
+ * as far on these networks: cosines of 0.9994 to 0.9999, losses off by up to 0.4 %. */
 static void bf16_is_near_pytorch(void **state) {
     skip_without_bf16();
     trained t = train_fixture(*state, training_bf16);
@@ -367,10 +367,12 @@ static void check_hooks(const char *name) {
     for (int i = 0; i < L + 2; i++) assert_int_equal(log.final[i], L + 1 - i);
     assert_memory_equal(log.snapshot, t.net.m.grads, bytes);
 
-    /* Forward: the embedding, the layers, the head. Backward: the layers from the last. */
-    assert_int_equal(log.n_needed, 2 * L + 2);
+    /* Forward: the embedding, the layers, the head, which when tied is the embedding again. Backward: the layers from the last. */
+    int tied = t.net.m.config.tie_embeddings;
+    assert_int_equal(log.n_needed, 2 * L + 2 + tied);
     for (int i = 0; i < L + 2; i++) assert_int_equal(log.needed[i], i);
-    for (int i = 0; i < L; i++) assert_int_equal(log.needed[L + 2 + i], L - i);
+    if (tied) assert_int_equal(log.needed[L + 2], 0);
+    for (int i = 0; i < L; i++) assert_int_equal(log.needed[L + 2 + tied + i], L - i);
     free(log.snapshot);
     trained_close(&t);
 }
@@ -453,88 +455,43 @@ static void twenty_steps_of_adamw_are_pytorchs(void **state) {
     fixture_close(&f);
 }
 
-/* ---- tensors in and out, random weights, work ---- */
+/* ---- memory and work ---- */
 
-static void tensors_come_back_as_they_were_set(void **state) {
+/* In fp32 throughout, an angle of 8191 radians would be off by 5e-4. */
+static void rotary_tables_are_exact_far_out(void **state) {
     (void)state;
-    for (dtype x = DTYPE_F32; x <= DTYPE_BF16; x++) {
-        fixture f = fixture_open("hybrid_sfw_rms");
-        network net;
-        fixture_network(&net, &f, (model_options){.x = x});
-        for (int i = 0; i < net.m.registry.n_tensors; i++) {
-            const tensor *t = &net.m.registry.tensors[i];
-            float *expected = fixture_tensor(&f, "params", t), *got = malloc((size_t)t->count * sizeof *got);
-            model_get_tensor(&net.m, t, got);
-            for (int64_t k = 0; k < t->count && x == DTYPE_BF16; k++) expected[k] = bf16_to_float(bf16_from_float(expected[k]));
-            assert_memory_equal(got, expected, (size_t)t->count * sizeof *got);
-            free(expected);
-            free(got);
-        }
-        network_close(&net);
-        fixture_close(&f);
-    }
-}
-
-/* As model_init leaves it, in an arena shared by `ways`. */
-static float *initialised(const model_config *c, const char *name, uint64_t seed, int ways, int64_t *n) {
-    error err = {0};
-    network net;
-    network_open(&net, c, (model_options){.x = DTYPE_F32, .B = 1, .T = 8, .ways = ways});
-    if (model_init(&net.m, seed, 0.02f, &err)) fail_msg("%s", err.text);
-    const tensor *t = registry_find(&net.m.registry, name);
-    float *values = malloc((size_t)t->count * sizeof *values);
-    model_get_tensor(&net.m, t, values);
-    *n = t->count;
-    network_close(&net);
-    return values;
-}
-
-static double root_mean_square(const float *values, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += (double)values[i] * (double)values[i];
-    return sqrt(sum / (double)n);
-}
-
-/* Projections into the stream start smaller by sqrt(2 n_layers), norms at one; of 2^14 numbers the spread is known to 2 %. */
-static void random_weights_have_their_spread(void **state) {
-    (void)state;
-    char attention[] = "fwfs";
-    model_config c = {.vocab_size = 256,
-                      .n_layers = 4,
-                      .d_model = 64,
-                      .d_ffn = 256,
-                      .n_heads = 8,
-                      .n_kv_heads = 2,
-                      .head_dim = 32,
+    enum { T = 8192, D = 8 };
+    char attention[] = "f";
+    model_config c = {.vocab_size = 3,
+                      .n_layers = 1,
+                      .d_model = 8,
+                      .d_ffn = 8,
+                      .n_heads = 1,
+                      .n_kv_heads = 1,
+                      .head_dim = D,
                       .attention = attention,
-                      .window = 4,
-                      .qk_norm = QK_NORM_RMS,
-                      .rope_theta = 1e4,
+                      .window = 1,
+                      .rope_theta = 500000,
                       .norm_eps = 1e-5};
-    static const struct {
-        const char *name;
-        double spread;
-    } expected[] = {{"model.embed_tokens.weight", 0.02},
-                    {"lm_head.weight", 0.02},
-                    {"model.layers.2.self_attn.q_proj.weight", 0.02},
-                    {"model.layers.1.self_attn.o_proj.weight", 0.02 / 2.828427},
-                    {"model.layers.3.mlp.up_proj.weight", 0.02},
-                    {"model.layers.0.mlp.down_proj.weight", 0.02 / 2.828427},
-                    {"model.layers.0.self_attn.k_norm.weight", 1},
-                    {"model.norm.weight", 1}};
-    for (int i = 0; i < 8; i++) {
-        int64_t n;
-        float *values = initialised(&c, expected[i].name, 1, 1, &n), *shared = initialised(&c, expected[i].name, 1, 4, &n);
-        float *other = initialised(&c, expected[i].name, 2, 1, &n);
-        double spread = root_mean_square(values, n);
-        if (!(fabs(spread / expected[i].spread - 1) < 0.025))
-            fail_msg("%s: %.5f, expected %.5f", expected[i].name, spread, expected[i].spread);
-        assert_memory_equal(values, shared, (size_t)n * sizeof *values);
-        assert_true((memcmp(values, other, (size_t)n * sizeof *values) == 0) == (expected[i].spread == 1));
-        free(values);
-        free(shared);
-        free(other);
-    }
+    network net;
+    network_open(&net, &c, (model_options){.x = DTYPE_F32, .B = 1, .T = T});
+    for (int t = 0; t < T; t++)
+        for (int p = 0; p < D / 2; p++) {
+            long double angle = t / powl(500000, (long double)(2 * p) / D);
+            double cosine_error = fabs((double)(net.m.cosines[t * (D / 2) + p] - cosl(angle)));
+            double sine_error = fabs((double)(net.m.sines[t * (D / 2) + p] - sinl(angle)));
+            if (!(cosine_error <= 6e-8 && sine_error <= 6e-8))
+                fail_msg("pair %d at position %d: off by %.2e and %.2e", p, t, cosine_error, sine_error);
+        }
+    network_close(&net);
+}
+
+static void head_chunks_are_near_64_mi_logits(void **state) {
+    (void)state;
+    assert_int_equal(model_head_chunk(202048, 8192), 332);
+    assert_int_equal(model_head_chunk(202048, 100), 100);
+    assert_int_equal(model_head_chunk(37, 1 << 20), 4096);
+    assert_int_equal(model_head_chunk(1 << 20, 1 << 20), 256);
 }
 
 /* Attention counted key by key; 6 for each weight that multiplies, once per token. */
@@ -568,7 +525,7 @@ int main(void) {
         cmocka_unit_test(two_runs_are_bit_equal_bf16),        cmocka_unit_test(documents_do_not_see_each_other),
         cmocka_unit_test(losses_are_those_of_training),       cmocka_unit_test(logits_give_the_losses),
         cmocka_unit_test(hooks_name_each_group_once),         cmocka_unit_test(twenty_steps_of_adamw_are_pytorchs),
-        cmocka_unit_test(tensors_come_back_as_they_were_set), cmocka_unit_test(random_weights_have_their_spread),
+        cmocka_unit_test(rotary_tables_are_exact_far_out),    cmocka_unit_test(head_chunks_are_near_64_mi_logits),
         cmocka_unit_test(flops_count_the_keys_that_are_seen),
     };
     static char names[2 * N_FIXTURES][64];

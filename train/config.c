@@ -20,8 +20,7 @@ static const config_key heldout_source_keys[] = {
     {"prefix", CONFIG_STRING, AT(prefix), .doc = "tokens are in PREFIX.bin and PREFIX.idx"}, {0}};
 #undef AT
 
-/* Of a field of a section, whose struct has no name of its own. */
-#define AT(section, field) (offsetof(run_config, section.field) - offsetof(run_config, section))
+#define AT(section, field) offsetof(struct run_##section, field)
 static const config_key init_keys[] = {
     {"seed", CONFIG_INT64, AT(init, seed), "1", .doc = "seed of the random weights", .max = INFINITY},
     {"stddev", CONFIG_DOUBLE, AT(init, stddev), "0.02",

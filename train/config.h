@@ -13,40 +13,40 @@ typedef enum schedule_kind { SCHEDULE_COSINE, SCHEDULE_WSD, SCHEDULE_LINEAR, SCH
 
 typedef struct run_config {
     model_config model;
-    struct {
+    struct run_init {
         int64_t seed;
         double stddev;    /* of the normal distribution; projections into the residual stream get stddev / sqrt(2 n_layers) */
         char *checkpoint; /* weights to start from; NULL: random */
     } init;
-    struct {
+    struct run_data {
         config_list train, heldout; /* of data_source */
         int seq_len;
         int64_t seed;
         bool mask_documents; /* tokens see only their own document; positions start anew in each */
     } data;
-    struct {
+    struct run_batch {
         int64_t tokens; /* a step, over all ranks: a multiple of seq_len */
         int micro;      /* sequences a rank works on at a time */
         int head_chunk; /* rows of logits held at a time; 0: chosen from the vocabulary */
     } batch;
-    struct {
-        int64_t tokens; /* of the whole run */
+    struct run_train {
+        int64_t tokens;            /* of the whole run */
         int log_every, eval_every; /* steps; 0: never (eval: only at the end) */
         int64_t eval_tokens;       /* of each held-out prefix; 0: all of it */
         double time_limit;         /* seconds of wall-clock after which to write a checkpoint and stop; 0: none */
         int max_nonfinite;         /* non-finite steps in a row that end the run */
         int64_t stop_after;        /* stop with a checkpoint after this many steps of the run; 0: at the end */
     } train;
-    struct {
+    struct run_optimizer {
         double lr, betas[2], eps, weight_decay, grad_clip, z_loss;
     } optimizer;
-    struct {
+    struct run_schedule {
         int kind; /* schedule_kind */
         int64_t warmup_tokens;
         double decay_fraction; /* wsd: the last part of the run, over which the rate falls */
         double min_lr_ratio;
     } schedule;
-    struct {
+    struct run_checkpoint {
         char *dir;
         int every, keep; /* steps between checkpoints (0: only at the end), newest ones kept */
     } checkpoint;

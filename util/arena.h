@@ -10,11 +10,11 @@
 enum { ARENA_ALIGN = 256, ARENA_MAX_PARTS = 24 }; /* 256 bytes: what cudaMalloc aligns to, and four cache lines */
 
 typedef struct arena {
-    char *base;    /* NULL in a dry run */
-    size_t size;   /* bytes at base; ignored in a dry run */
-    size_t used;   /* bytes handed out and not taken back */
-    size_t peak;   /* the largest `used` so far */
-    int n_parts;   /* one line of the memory table each */
+    char *base;  /* NULL in a dry run */
+    size_t size; /* bytes at base; ignored in a dry run */
+    size_t used; /* bytes handed out and not taken back */
+    size_t peak; /* the largest `used` so far */
+    int n_parts; /* one line of the memory table each */
     struct arena_part {
         const char *name;
         size_t bytes;

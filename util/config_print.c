@@ -56,7 +56,7 @@ static void print_string(FILE *to, const char *text) {
         print_quoted(to, text);
 }
 
-static void print_value(FILE *to, const char *at, const config_key *key) {
+static void print_value(FILE *to, const void *at, const config_key *key) {
     char a[NUMBER_TEXT], b[NUMBER_TEXT];
     switch (key->kind) {
         case CONFIG_INT:
@@ -100,9 +100,9 @@ void config_print_value(char *out, size_t size, const void *values, const config
 
 /* ---- whole configs ---- */
 
-static void print_keys(FILE *to, const char *values, const config_key *keys, int indent, bool after_dash);
+static void print_keys(FILE *to, const void *values, const config_key *keys, int indent, bool after_dash);
 
-static void print_key(FILE *to, const char *at, const config_key *key, int indent) {
+static void print_key(FILE *to, const void *at, const config_key *key, int indent) {
     fprintf(to, "%s:", key->name);
     if (key->kind == CONFIG_SECTION) {
         fputc('\n', to);
@@ -115,7 +115,7 @@ static void print_key(FILE *to, const char *at, const config_key *key, int inden
         fputc('\n', to);
         return;
     }
-    const config_list *list = (const config_list *)at;
+    const config_list *list = at;
     fputs(list->n ? "\n" : " []\n", to);
     for (int i = 0; i < list->n; i++) {
         fprintf(to, "%*s- ", indent + 2, "");
@@ -124,10 +124,10 @@ static void print_key(FILE *to, const char *at, const config_key *key, int inden
 }
 
 /* after_dash: the first key stands in the line of its item's dash. */
-static void print_keys(FILE *to, const char *values, const config_key *keys, int indent, bool after_dash) {
+static void print_keys(FILE *to, const void *values, const config_key *keys, int indent, bool after_dash) {
     for (const config_key *key = keys; key->name; key++) {
         if (!after_dash || key != keys) fprintf(to, "%*s", indent, "");
-        print_key(to, values + key->offset, key, indent);
+        print_key(to, (const char *)values + key->offset, key, indent);
     }
 }
 
@@ -149,17 +149,18 @@ char *config_print(const void *values, const config_key *schema) {
 
 enum { COLUMN = 64 };
 
-static void describe_default(char out[COLUMN], const config_key *key) {
-    bool none = key->kind == CONFIG_SECTION || key->kind == CONFIG_LIST;
-    snprintf(out, COLUMN, "%s", key->fallback ? (none ? "" : key->fallback) : "required");
+/* A section's default is the defaults of its keys. */
+static const char *described_default(const config_key *key) {
+    if (!key->fallback) return "required";
+    return key->kind == CONFIG_SECTION ? "" : key->fallback;
 }
 
 /* One line a key: its dotted name, its default, its documentation. With to NULL the columns are only measured. */
 static void describe_keys(FILE *to, const config_key *keys, const char *section, int widths[2]) {
     for (const config_key *key = keys; key->name; key++) {
-        char name[COLUMN], value[COLUMN];
+        char name[COLUMN];
+        const char *value = described_default(key);
         snprintf(name, sizeof name, "%s%s%s", section, *section ? "." : "", key->name);
-        describe_default(value, key);
         if (to) {
             fprintf(to, "  %-*s  %-*s  %s", widths[0], name, widths[1], value, key->doc);
             for (int i = 0; key->kind == CONFIG_CHOICE && key->choices[i]; i++)

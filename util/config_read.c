@@ -217,7 +217,7 @@ static int read_pair(config_reader *r, double out[2], const config_key *key, con
     return read_double(r, &out[0], key, &t->items[0]) || read_double(r, &out[1], key, &t->items[1]) ? -1 : 0;
 }
 
-static int read_keys(config_reader *r, char *out, const config_key *keys, tree *map);
+static int read_keys(config_reader *r, void *out, const config_key *keys, tree *map);
 
 int config_open_item(config_reader *r, const config_key *list, tree *t) {
     if (t->kind == TREE_MAP) return 0;
@@ -252,7 +252,7 @@ static int read_list(config_reader *r, config_list *out, const config_key *key, 
 }
 
 /* In a file of its own a section's keys go by the names that the file has for them. */
-static int read_section(config_reader *r, char *out, const config_key *key, tree *t, const tree *parent) {
+static int read_section(config_reader *r, void *out, const config_key *key, tree *t, const tree *parent) {
     if (config_open_section(r, key, t)) return -1;
     size_t base = r->base;
     if (strcmp(t->file, parent->file) != 0 && !from_command_line(t)) r->base = strlen(r->path);
@@ -261,37 +261,37 @@ static int read_section(config_reader *r, char *out, const config_key *key, tree
     return result;
 }
 
-static int read_value(config_reader *r, char *out, const config_key *key, tree *t, const tree *parent) {
-    int64_t whole;
+static int read_value(config_reader *r, void *out, const config_key *key, tree *t, const tree *parent) {
+    int64_t whole = 0;
     switch (key->kind) {
         case CONFIG_INT:
             if (read_whole(r, &whole, key, t, INT_MIN, INT_MAX)) return -1;
             *(int *)out = (int)whole;
             return 0;
         case CONFIG_INT64:
-            return read_whole(r, (int64_t *)out, key, t, INT64_MIN, INT64_MAX);
+            return read_whole(r, out, key, t, INT64_MIN, INT64_MAX);
         case CONFIG_DOUBLE:
-            return read_double(r, (double *)out, key, t);
+            return read_double(r, out, key, t);
         case CONFIG_BOOL:
             *(bool *)out = t->kind == TREE_TEXT && strcmp(t->text, "true") == 0;
             if (t->kind == TREE_TEXT && !t->quoted && (*(bool *)out || strcmp(t->text, "false") == 0)) return 0;
             return config_wrong(r, t, "true or false");
         case CONFIG_STRING:
-            return read_string(r, (char **)out, key, t);
+            return read_string(r, out, key, t);
         case CONFIG_CHOICE:
-            return read_choice(r, (int *)out, key, t);
+            return read_choice(r, out, key, t);
         case CONFIG_PAIR:
-            return read_pair(r, (double *)out, key, t);
+            return read_pair(r, out, key, t);
         case CONFIG_SECTION:
             return read_section(r, out, key, t, parent);
         case CONFIG_LIST:
-            return read_list(r, (config_list *)out, key, t);
+            return read_list(r, out, key, t);
     }
     return 0;
 }
 
 /* A key that the config does not have. */
-static int read_fallback(config_reader *r, char *out, const config_key *key, tree *map) {
+static int read_fallback(config_reader *r, void *out, const config_key *key, tree *map) {
     if (!key->fallback) return tree_error(map, r->err, "%s is missing: %s", name_of(r, map), key->doc);
     tree t;
     if (key->kind == CONFIG_SECTION) {
@@ -304,13 +304,14 @@ static int read_fallback(config_reader *r, char *out, const config_key *key, tre
     return result;
 }
 
-static int read_keys(config_reader *r, char *out, const config_key *keys, tree *map) {
+static int read_keys(config_reader *r, void *out, const config_key *keys, tree *map) {
     for (int i = 0; i < map->n; i++)
         if (!config_find_key(keys, map->items[i].key)) return config_unknown_key(r, &map->items[i], keys, map->items[i].key);
     for (const config_key *key = keys; key->name; key++) {
+        void *at = (char *)out + key->offset;
         tree *t = tree_find(map, key->name);
         size_t back = config_enter(r, key->name);
-        if (t ? read_value(r, out + key->offset, key, t, map) : read_fallback(r, out + key->offset, key, map)) return -1;
+        if (t ? read_value(r, at, key, t, map) : read_fallback(r, at, key, map)) return -1;
         config_leave(r, back);
     }
     return 0;
@@ -319,9 +320,9 @@ static int read_keys(config_reader *r, char *out, const config_key *keys, tree *
 /* ---- the whole ---- */
 
 /* Clears the fields that the schema knows; with `release`, what they hold is freed first. */
-static void clear(char *values, const config_key *keys, bool release) {
+static void clear(void *values, const config_key *keys, bool release) {
     for (const config_key *key = keys; key->name; key++) {
-        char *at = values + key->offset;
+        void *at = (char *)values + key->offset;
         switch (key->kind) {
             case CONFIG_INT:
             case CONFIG_CHOICE:
@@ -347,7 +348,7 @@ static void clear(char *values, const config_key *keys, bool release) {
                 *(char **)at = NULL;
                 break;
             case CONFIG_LIST: {
-                config_list *list = (config_list *)at;
+                config_list *list = at;
                 for (int i = 0; release && i < list->n; i++)
                     clear((char *)list->items + (size_t)i * key->item_size, key->keys, true);
                 if (release) free(list->items);

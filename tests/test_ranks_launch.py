@@ -1,0 +1,59 @@
+"""How a run of several ranks ends when one of them fails: exit status, one message, no hang. Also the C test under mpirun."""
+
+import re
+import subprocess
+import time
+
+import pytest
+from conftest import ENV, ROOT
+
+PROGRAM = ROOT / "build/tests/test_ranks"
+SECONDS = 30  # within which a failed run has ended, on a busy machine
+
+
+def start(ranks, *args):
+    assert PROGRAM.exists(), "build it first: make test-programs"
+    before = time.monotonic()
+    done = subprocess.run(["mpirun", "-np", str(ranks), "--bind-to", "none", PROGRAM, *map(str, args)], cwd=ROOT, env=ENV,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    return done, time.monotonic() - before
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_collectives(ranks):
+    done, _ = start(ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("how", ["abort", "agree", "share"])
+@pytest.mark.parametrize("which", [0, 2])
+def test_one_rank_that_fails_ends_all_with_its_message(how, which):
+    done, seconds = start(3, how, which)
+    lines = [line for line in done.stderr.splitlines() if "mobilellm" in line or "Write it" in line]
+    assert len(lines) == 2, done.stderr
+    assert re.fullmatch(rf"mobilellm: \[rank {which} of 3 on \S+\] data\.bin: is short\.", lines[0])
+    assert lines[1] == "           Write it again."
+    assert done.returncode == 3
+    assert seconds < SECONDS
+
+
+def test_a_failure_of_all_is_told_once():
+    done, seconds = start(3, "all", 0)
+    assert done.stderr.count("no memory on any") == 1, done.stderr
+    assert "[rank 0 of 3" in done.stderr
+    assert done.returncode == 4
+    assert seconds < SECONDS
+
+
+@pytest.mark.parametrize("how, status", [("kill", 137), ("exit", 7)])
+def test_a_rank_that_dies_ends_the_others(how, status):
+    done, seconds = start(3, how, 1)
+    assert done.returncode == status, done.stderr
+    assert seconds < SECONDS
+
+
+def test_alone_there_is_no_mpi_and_no_rank_in_the_message():
+    env = {name: value for name, value in ENV.items() if not name.startswith(("OMPI_COMM", "PMIX_", "SLURM_"))}
+    done = subprocess.run([PROGRAM, "abort", "0"], env=env, capture_output=True, text=True, timeout=SECONDS)
+    assert done.stderr == "mobilellm: data.bin: is short.\n           Write it again.\n"
+    assert done.returncode == 3

@@ -58,9 +58,9 @@ $(BUILD)/flags: FORCE
 	@scripts/setup.sh --check build "$(CC)"
 	@mkdir -p $(@D) && echo '$(CC) $(FLAGS) $(LIBS)' | cmp -s - $@ || echo '$(CC) $(FLAGS) $(LIBS)' > $@
 
-COMMIT = $(shell git describe --always --dirty 2>/dev/null)
+COMMIT := $(shell git describe --always --dirty 2>/dev/null)
 VERSION_TEXT := $(VERSION)$(if $(COMMIT), ($(COMMIT)))
-VERSIONED = $(shell grep -ls MOBILELLM_VERSION mobilellm.c $(SOURCES))
+VERSIONED := $(shell grep -ls MOBILELLM_VERSION mobilellm.c $(SOURCES))
 $(VERSIONED:%.c=$(BUILD)/obj/%.o): private FLAGS += -DMOBILELLM_VERSION='"$(VERSION_TEXT)"'
 $(VERSIONED:%.c=$(BUILD)/obj/%.o): $(BUILD)/version
 $(BUILD)/version: FORCE
@@ -87,15 +87,15 @@ demo: setup ## the whole pipeline on a small model and real text, in minutes on 
 	@scripts/demo.sh
 
 coverage: setup ## lines of C that the C tests reach
-	@scripts/setup.sh lint
+	@scripts/setup.sh coverage
 	@scripts/coverage.sh $(C_TESTS:$(BUILD)/%=%)
 
 format: ## clang-format every C and CUDA file in place
-	@scripts/setup.sh lint
+	@scripts/setup.sh format
 	@scripts/lint.sh format
 
 lint: ## formatting, clang-tidy, cppcheck, shellcheck, and that no folder includes from above itself
-	@scripts/setup.sh build lint
+	@scripts/setup.sh build format lint
 	@scripts/lint.sh check $(FLAGS)
 
 clean: ## remove what was built; build/venv stays, for it comes from the network

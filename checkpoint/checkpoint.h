@@ -54,9 +54,11 @@ typedef struct checkpoint_info {
 
 void checkpoint_info_free(checkpoint_info *info);
 
-/* Collective. Writes DIR/step_%010d.h5 for info->step, points DIR/latest at it, and removes all but the `keep` newest (keep 0:
- * all are kept). DIR is made if it is missing. On failure the file is not there, the previous ones are untouched, and the rank
- * that failed has the reason in *err (the others one that says so). path (if not NULL): the name written. */
+/* Collective; info and the tensors' names, types and shapes are the same on all ranks. Writes DIR/step_%010d.h5 for info->step,
+ * points DIR/latest at it, and removes all but the `keep` newest (keep 0: all are kept). DIR is made if it is missing. On failure
+ * the file is not there, the previous ones are untouched, and the rank that failed has the reason in *err, the others "rank N: "
+ * and that reason, with STATUS_RANK. A disk that fails while several ranks write ends the run instead, with the reason. path (if
+ * not NULL): the name written. */
 int checkpoint_write(const char *dir, int keep, const checkpoint_info *info, const checkpoint_tensor *tensors, int n_tensors,
                      const ranks *r, char path[4096], error *err);
 
@@ -79,7 +81,8 @@ int checkpoint_read(checkpoint *c, const checkpoint_tensor *t, error *err);
 int checkpoint_verify(checkpoint *c, int part, int of, error *err);
 
 /* Collective: the path of the newest file of DIR that opens and verifies, the work shared by the ranks; "" when there is none.
- * Files that fail are named on stderr by rank 0, with the reason, and passed over. Left-over temporary files are removed. */
+ * Damaged files are named on stderr by rank 0, with the reason, and passed over; one that only cannot be read (rights, memory) is
+ * an error. Left-over temporary files are removed. */
 int checkpoint_newest(const char *dir, const ranks *r, char path[4096], error *err);
 
 #endif

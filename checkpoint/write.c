@@ -23,9 +23,8 @@
 #include "checkpoint/hdf5.h"
 #include "checkpoint/layout.h"
 
-enum {
-    CHUNK_BYTES = 64 << 20
-}; /* of one rank in one call, whose MPI counts are int; what lies in several parts is copied together */
+/* Of one rank in one call, whose MPI counts are int. What lies in several parts is copied together for it. */
+enum { CHUNK_BYTES = 64 << 20 };
 
 typedef struct writing {
     const checkpoint_info *info;

@@ -3,7 +3,6 @@
  * Work is done when an op returns, so `sync` has only failures to report. Memory of more than a huge page is aligned to one and
  * asks for them: a model is gigabytes, and without them the processor spends its time on page tables. */
 #include <assert.h>
-#include <errno.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>

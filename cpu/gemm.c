@@ -3,7 +3,6 @@
  * Transposes are strides: y = in w^T, din = dy w and dw = dy^T in each run at 95 % of the machine's peak or more as they lie in
  * memory. Making a primitive takes milliseconds (it compiles machine code), executing one microseconds: they are kept, most
  * recent first. A run has a few dozen shapes; the list is bounded for callers whose lengths vary without end. */
-#include <assert.h>
 #include <dnnl_debug.h>
 #include <omp.h>
 #include <stdlib.h>

@@ -2,8 +2,6 @@
  *
  * Both passes are bound by memory: a row is read once, stays in L1 for the second look that the mean asks for, and is written
  * once. The weight gradient is summed in blocks of tokens (see TOKEN_BLOCK). */
-#include <assert.h>
-
 #include "cpu/cpu.h"
 #include "cpu/vec.h"
 

@@ -8,6 +8,7 @@ a table of `headword TAB offset TAB length` in dictd's base 64. Many headwords n
 import gzip
 import hashlib
 import re
+import zlib
 
 DICTD_DIGITS = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
 
@@ -36,8 +37,13 @@ def clean(entry):
 
 def entries(dictionary, index):
     """The cleaned entries of a dictd pair, each once, in the order of the file (which is alphabetical)."""
-    with gzip.open(dictionary) as f:
-        raw = f.read()
+    try:
+        with gzip.open(dictionary) as f:
+            raw = f.read()
+    except FileNotFoundError:
+        raise ValueError(f"{dictionary}: No such file. Debian and Ubuntu have it in the package dict-gcide.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
+        raise ValueError(f"{dictionary}: not a file of dictzip: {problem}") from None
     spans = set()
     with open(index, encoding="utf-8") as f:
         for number, line in enumerate(f, 1):

@@ -199,13 +199,11 @@ static int write_card(token_writer *w, const token_card *card, error *err) {
                              (json_int_t)card->tokens, "n_documents", (json_int_t)card->n_documents, "vocab_size",
                              (json_int_t)card->vocab_size, "tokenizer", card->tokenizer, "tokenizer_hash", card->tokenizer_hash);
     char *text = json ? json_dumps(json, JSON_INDENT(1)) : NULL;
-    int rc =
-        text ? 0 : error_set(err, STATUS_INTERNAL, "%s.json: cannot be put as JSON (out of memory, or not UTF-8)", w->prefix);
-    if (rc == 0)
-        rc = output_open(&w->card, w->prefix, ".json", err) || output_put(&w->card, text, strlen(text), err) ||
+    json_decref(json);
+    if (!text) return error_set(err, STATUS_INTERNAL, "%s.json: cannot be put as JSON (out of memory, or not UTF-8)", w->prefix);
+    int rc = output_open(&w->card, w->prefix, ".json", err) || output_put(&w->card, text, strlen(text), err) ||
              output_put(&w->card, "\n", 1, err) || output_close(&w->card, err);
     free(text);
-    json_decref(json);
     return rc ? -1 : 0;
 }
 

@@ -46,10 +46,15 @@ present() { # PROBE of packages.txt
 }
 
 missing_packages() { # GROUP...
-    local group package probe
-    while read -r group package probe; do
-        [[ -z $group || $group == \#* || " $* " != *" $group "* ]] && continue
-        present "$probe" || echo "$package"
+    local wanted groups package probe
+    while read -r groups package probe; do
+        [[ -z $groups || $groups == \#* ]] && continue
+        for wanted; do
+            if [[ ,$groups, == *,$wanted,* ]]; then
+                present "$probe" || echo "$package"
+                break
+            fi
+        done
     done <scripts/packages.txt
 }
 

@@ -42,6 +42,7 @@ def environment():
     env["OMPI_MCA_btl_vader_single_copy_mechanism"] = "none"
     env["OMPI_MCA_smsc"] = "^cma,xpmem"
     env["OMPI_MCA_btl_base_warn_component_unused"] = "0"
+    env["HWLOC_HIDE_ERRORS"] = "2"  # a container or chroot may show hwloc no topology
     # Whole stacks, or the suppressions would not see which library allocated; cmocka would catch signals that ASan must see.
     env["ASAN_OPTIONS"] = "detect_leaks=1:fast_unwind_on_malloc=0:handle_segv=2:handle_sigbus=2:handle_sigfpe=2:handle_sigill=2"
     env["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"

@@ -183,28 +183,30 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, good):
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_a_writer_killed_at_any_time_leaves_a_good_file(tmp_path, ranks):
     rng = random.Random(ranks)
-    write(tmp_path, 1, ranks=ranks)
-    last = 1
+    run, last = tmp_path / "run", 1
+    write(run, 1, ranks=ranks)
     launcher = ["mpirun", "-np", str(ranks), "--bind-to", "none"] if ranks else []
+    (tmp_path / "shared_memory").mkdir()  # of Open MPI, which killed ranks leave behind
+    env = {**ENV, "OMPI_MCA_btl_vader_backing_directory": str(tmp_path / "shared_memory")}
     for _ in range(8):
-        with subprocess.Popen([*launcher, PROGRAM, "loop", tmp_path, str(last + 1)], cwd=ROOT, env=ENV, start_new_session=True,
+        with subprocess.Popen([*launcher, PROGRAM, "loop", run, str(last + 1)], cwd=ROOT, env=env, start_new_session=True,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as writer:
             deadline = time.monotonic() + 60
-            while not (tmp_path / f"step_{last + 2:010d}.h5").exists():  # it is at work
+            while not (run / f"step_{last + 2:010d}.h5").exists():  # it is at work
                 assert time.monotonic() < deadline and writer.poll() is None
                 time.sleep(0.002)
             time.sleep(rng.random() * 0.1)
             os.killpg(writer.pid, signal.SIGKILL)
         if ranks:  # mpirun gives its ranks groups of their own, and they end when it does not answer any more
-            wait_for_end_of(f"{PROGRAM} loop {tmp_path}")
-        done = start("newest", tmp_path, ranks=ranks)
+            wait_for_end_of(f"{PROGRAM} loop {run}")
+        done = start("newest", run, ranks=ranks)
         assert done.returncode == 0 and "passed over" not in done.stderr, done.stderr
         newest = Path(done.stdout.strip())
         step = int(newest.stem.split("_")[1])
         assert step > last
         check_with_h5py(newest, step)
-        assert read_status(tmp_path, ranks=ranks) == 0  # `latest` is a good one as well
-        names = {path.name for path in tmp_path.iterdir()} - {"latest"}
+        assert read_status(run, ranks=ranks) == 0  # `latest` is a good one as well
+        names = {path.name for path in run.iterdir()} - {"latest"}
         assert not [name for name in names if name.endswith(".tmp")] and 1 <= len(names) <= 4
         last = step
 

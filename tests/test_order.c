@@ -199,8 +199,8 @@ static void weights_are_shares(void **state) {
     sample_order_close(&b);
 }
 
-/* The order is a promise to checkpoints: a change of it must be a decision. The samples were worked out by a program of its own, with
- * Tijdeman's rule in exact fractions. */
+/* The order is a promise to checkpoints: a change of it must be a decision. The samples were worked out by a program of its own,
+ * with Tijdeman's rule in exact fractions. */
 static void the_order_does_not_change_between_versions(void **state) {
     (void)state;
     static const int64_t windows[] = {10, 20, 5};

@@ -147,7 +147,7 @@ char *config_print(const void *values, const config_key *schema) {
 
 /* ---- help ---- */
 
-enum { COLUMN = 64 };
+enum { COLUMN = 64 }; /* room for the longest dotted name */
 
 /* A section's default is the defaults of its keys. */
 static const char *described_default(const config_key *key) {

@@ -19,17 +19,21 @@ static const command commands[] = {
     {"eval", "CHECKPOINT --data PREFIX ...", "loss, perplexity and bits per byte on token files", eval_command, true},
     {"generate", "CHECKPOINT --prompt TEXT", "continue a text", generate_command, false},
     {"inspect", "FILE", "what a checkpoint holds", inspect_command, false},
-    {"plan", "CONFIG [key=value ...] [--ranks N]", "parameters, memory and work of a run, without starting it", plan_command, false},
+    {"plan", "CONFIG [key=value ...] [--ranks N]", "parameters, memory and work of a run, without starting it", plan_command,
+     false},
     {"data", "pack|info ...", "write and describe token files", data_command, false},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static void print_help(FILE *to) {
     fprintf(to, "mobilellm " MOBILELLM_VERSION ": training of small on-device language models\n\n");
-    for (int i = 0; i < N_COMMANDS; i++) fprintf(to, "  mobilellm %-9s%-48s%s\n", commands[i].name, commands[i].usage, commands[i].purpose);
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(to, "  mobilellm %-9s%-48s%s\n", commands[i].name, commands[i].usage, commands[i].purpose);
     fprintf(to,
-            "\n`mobilellm COMMAND --help` tells more. Exit status: 0 done, 1 a library failed unexpectedly, 2 command line or config,\n"
-            "3 a file is missing, damaged or does not fit, 4 memory, disk or permissions, 5 training diverged, 6 another rank failed,\n"
+            "\n`mobilellm COMMAND --help` tells more. Exit status: 0 done, 1 a library failed unexpectedly, 2 command line or "
+            "config,\n"
+            "3 a file is missing, damaged or does not fit, 4 memory, disk or permissions, 5 training diverged, 6 another rank "
+            "failed,\n"
             "75 stopped early with a checkpoint: start again with --resume.\n");
 }
 
@@ -37,6 +41,11 @@ static const command *find_command(const char *name) {
     for (int i = 0; i < N_COMMANDS; i++)
         if (strcmp(commands[i].name, name) == 0) return &commands[i];
     return NULL;
+}
+
+/* `mobilellm --version`, and the same behind any command. */
+static bool asks_version(int argc, char **argv) {
+    return strcmp(argv[1], "--version") == 0 || (argc > 2 && strcmp(argv[2], "--version") == 0);
 }
 
 int main(int argc, char **argv) {
@@ -47,7 +56,7 @@ int main(int argc, char **argv) {
         print_help(argc < 2 ? stderr : stdout);
         return argc < 2 ? STATUS_USAGE : STATUS_OK;
     }
-    if (strcmp(argv[1], "--version") == 0) {
+    if (asks_version(argc, argv)) {
         printf("mobilellm " MOBILELLM_VERSION "\n");
         return STATUS_OK;
     }

@@ -45,9 +45,9 @@ typedef struct ops {
     /* threads: 0 means what OMP_NUM_THREADS or the machine says (cpu); local_rank picks the device (cuda). */
     int (*open)(backend **b, int threads, int local_rank, error *err);
     void (*close)(backend *b);
-    const char *(*describe)(backend *b);                     /* one line for the banner: processor, threads, instruction set */
-    int (*check)(backend *b, dtype x, error *err);           /* can this device compute in x? */
-    void *(*alloc)(backend *b, size_t bytes, error *err);    /* aligned to 256 bytes, not cleared */
+    const char *(*describe)(backend *b);                  /* one line for the banner: processor, threads, instruction set */
+    int (*check)(backend *b, dtype x, error *err);        /* can this device compute in x? */
+    void *(*alloc)(backend *b, size_t bytes, error *err); /* aligned to 256 bytes, not cleared */
     void (*free)(backend *b, void *memory);
     void (*copy_in)(backend *b, void *device, const void *host, size_t bytes);
     void (*copy_out)(backend *b, void *host, const void *device, size_t bytes); /* waits for the work before it */
@@ -62,104 +62,105 @@ typedef struct ops {
     /* ---- embedding ---- */
 
     /* y[n] = w[tokens[n]] */
-    void (*embedding_forward)(backend *b, void *y,           /* (N,C) x */
-                              const int32_t *tokens,         /* (N), each in [0, V) */
-                              const void *w,                 /* (V,C) x */
+    void (*embedding_forward)(backend *b, void *y,   /* (N,C) x */
+                              const int32_t *tokens, /* (N), each in [0, V) */
+                              const void *w,         /* (V,C) x */
                               dtype x, int64_t N, int C);
     /* dw[tokens[n]] += dy[n], in the order of n */
-    void (*embedding_backward)(backend *b, float *dw,        /* (V,C) += */
-                               const void *dy,               /* (N,C) x */
-                               const int32_t *tokens,        /* (N) */
+    void (*embedding_backward)(backend *b, float *dw, /* (V,C) += */
+                               const void *dy,        /* (N,C) x */
+                               const int32_t *tokens, /* (N) */
                                dtype x, int64_t N, int C, int64_t V);
 
     /* ---- residual + RMSNorm [Zhang & Sennrich 2019, eq. 4] ---- */
 
     /* h_out = h + delta; y = h_out * rstd * w, rstd = 1 / sqrt(mean(h_out^2) + eps), one per token, from the rounded h_out.
      * delta NULL: nothing to add, and h_out (then usually NULL) is not written. h_out may be h. */
-    void (*rmsnorm_forward)(backend *b, void *y,             /* (N,C) x */
-                            float *rstd,                     /* (N) */
-                            void *h_out,                     /* (N,C) x */
-                            const void *h,                   /* (N,C) x */
-                            const void *delta,               /* (N,C) x or NULL */
-                            const void *w,                   /* (C) x */
+    void (*rmsnorm_forward)(backend *b, void *y, /* (N,C) x */
+                            float *rstd,         /* (N) */
+                            void *h_out,         /* (N,C) x */
+                            const void *h,       /* (N,C) x */
+                            const void *delta,   /* (N,C) x or NULL */
+                            const void *w,       /* (C) x */
                             float eps, dtype x, int64_t N, int C);
     /* dh += rstd * (dy*w - h*rstd * mean(dy*w * h*rstd)); dw += sum over tokens of dy * h * rstd */
-    void (*rmsnorm_backward)(backend *b, void *dh,           /* (N,C) x, in and out: the gradient of the residual stream */
-                             float *dw,                      /* (C) */
-                             const void *dy,                 /* (N,C) x */
-                             const void *h,                  /* (N,C) x */
-                             const float *rstd,              /* (N) */
-                             const void *w,                  /* (C) x */
+    void (*rmsnorm_backward)(backend *b, void *dh, /* (N,C) x, in and out: the gradient of the residual stream */
+                             float *dw,            /* (C) */
+                             const void *dy,       /* (N,C) x */
+                             const void *h,        /* (N,C) x */
+                             const float *rstd,    /* (N) */
+                             const void *w,        /* (C) x */
                              bool accumulate, dtype x, int64_t N, int C);
 
     /* ---- linear layers without bias: y = x w^T ---- */
 
-    void (*linear_forward)(backend *b, void *y,              /* (N,O) x */
-                           const void *in,                   /* (N,I) x */
-                           const void *w,                    /* (O,I) x */
+    void (*linear_forward)(backend *b, void *y, /* (N,O) x */
+                           const void *in,      /* (N,I) x */
+                           const void *w,       /* (O,I) x */
                            dtype x, int64_t N, int I, int64_t O);
-    void (*linear_backward_input)(backend *b, void *din,     /* (N,I) x */
-                                  const void *dy,            /* (N,O) x */
-                                  const void *w,             /* (O,I) x */
+    void (*linear_backward_input)(backend *b, void *din, /* (N,I) x */
+                                  const void *dy,        /* (N,O) x */
+                                  const void *w,         /* (O,I) x */
                                   dtype x, int64_t N, int I, int64_t O);
     /* dw (+)= dy^T in; accumulate false: dw need not be cleared before. */
-    void (*linear_backward_weight)(backend *b, float *dw,    /* (O,I) */
-                                   const void *dy,           /* (N,O) x */
-                                   const void *in,           /* (N,I) x */
+    void (*linear_backward_weight)(backend *b, float *dw, /* (O,I) */
+                                   const void *dy,        /* (N,O) x */
+                                   const void *in,        /* (N,I) x */
                                    bool accumulate, dtype x, int64_t N, int I, int64_t O);
 
     /* ---- QK-norm and rotary embedding [Su et al. 2021], in place on the query and key heads of qkv ----
      *
-     * For each token and each of its H query and K key heads u (D):  none: y = R u;  l2: y = R u * rstd;  rms: y = R (u * rstd * w),
-     * rstd = 1 / sqrt(mean(u^2) + eps) (l2 commutes with the rotation R, which keeps lengths). R turns pair p of position pos by the
-     * angle pos * theta^(-2p/D); a pair is (2p, 2p+1) when interleaved, (p, p + D/2) when half. The V heads are untouched. */
-    void (*qk_rope_forward)(backend *b, void *qkv,           /* (N,(H+2K)*D) x, in and out: query, key, value heads */
-                            void *raw,                       /* (N,(H+K)*D) x: the heads before, for backward; only for rms */
-                            float *rstd,                     /* (N,H+K); not for none */
-                            const void *wq, const void *wk,  /* (D) x; only for rms */
+     * For each token and each of its H query and K key heads u (D):  none: y = R u;  l2: y = R u * rstd;  rms: y = R (u * rstd *
+     * w), rstd = 1 / sqrt(mean(u^2) + eps) (l2 commutes with the rotation R, which keeps lengths). R turns pair p of position pos
+     * by the angle pos * theta^(-2p/D); a pair is (2p, 2p+1) when interleaved, (p, p + D/2) when half. The V heads are untouched.
+     */
+    void (*qk_rope_forward)(backend *b, void *qkv,          /* (N,(H+2K)*D) x, in and out: query, key, value heads */
+                            void *raw,                      /* (N,(H+K)*D) x: the heads before, for backward; only for rms */
+                            float *rstd,                    /* (N,H+K); not for none */
+                            const void *wq, const void *wk, /* (D) x; only for rms */
                             const float *cosines, const float *sines, /* (positions, D/2) */
-                            const int32_t *pos,              /* (N) */
+                            const int32_t *pos,                       /* (N) */
                             qk_norm norm, rope_pairs pairs, float eps, dtype x, int64_t N, int H, int K, int D);
-    void (*qk_rope_backward)(backend *b, void *dqkv,         /* (N,(H+2K)*D) x, in: of the output, out: of the input */
-                             float *dwq, float *dwk,         /* (D); only for rms */
-                             const void *qkv,                /* (N,(H+2K)*D) x: the output of forward */
+    void (*qk_rope_backward)(backend *b, void *dqkv, /* (N,(H+2K)*D) x, in: of the output, out: of the input */
+                             float *dwq, float *dwk, /* (D); only for rms */
+                             const void *qkv,        /* (N,(H+2K)*D) x: the output of forward */
                              const void *raw, const float *rstd, const void *wq, const void *wk, /* as in forward */
-                             const float *cosines, const float *sines, const int32_t *pos,
-                             bool accumulate, qk_norm norm, rope_pairs pairs, dtype x, int64_t N, int H, int K, int D);
+                             const float *cosines, const float *sines, const int32_t *pos, bool accumulate, qk_norm norm,
+                             rope_pairs pairs, dtype x, int64_t N, int H, int K, int D);
 
     /* ---- attention [Dao et al. 2022] ----
      *
      * Query i of a row sees key j when j <= i, doc[i] == doc[j], and window == 0 or i - j < window (so W keys, itself included).
      * s = q.k / sqrt(D); o = softmax(s) v; query head h reads key/value head h / (H/K). Memory is linear in T; blocks that the
      * mask leaves empty are skipped. doc: equal numbers are next to each other; NULL: one document a row. */
-    void (*attention_forward)(backend *b, void *o,           /* (N,H*D) x */
-                              float *lse,                    /* (B,H,T): log of the sum of exp(s) */
-                              const void *qkv,               /* (N,(H+2K)*D) x */
-                              const int32_t *doc,            /* (N) or NULL */
+    void (*attention_forward)(backend *b, void *o, /* (N,H*D) x */
+                              float *lse,          /* (B,H,T): log of the sum of exp(s) */
+                              const void *qkv,     /* (N,(H+2K)*D) x */
+                              const int32_t *doc,  /* (N) or NULL */
                               int window, dtype x, int B, int T, int H, int K, int D);
-    void (*attention_backward)(backend *b, void *dqkv,       /* (N,(H+2K)*D) x */
-                               const void *d_o,              /* (N,H*D) x */
+    void (*attention_backward)(backend *b, void *dqkv,                                               /* (N,(H+2K)*D) x */
+                               const void *d_o,                                                      /* (N,H*D) x */
                                const void *o, const float *lse, const void *qkv, const int32_t *doc, /* as in forward */
                                int window, dtype x, int B, int T, int H, int K, int D);
 
     /* ---- SwiGLU [Shazeer 2020]: y = silu(gate) * up ---- */
 
-    void (*swiglu_forward)(backend *b, void *y,              /* (N,F) x */
-                           const void *gate_up,              /* (N,2F) x: a row is gate (F), then up (F) */
+    void (*swiglu_forward)(backend *b, void *y, /* (N,F) x */
+                           const void *gate_up, /* (N,2F) x: a row is gate (F), then up (F) */
                            dtype x, int64_t N, int F);
     /* One pass: gate_up becomes its own gradient, and dy becomes y again (which the down projection's weight gradient needs). */
-    void (*swiglu_backward)(backend *b, void *gate_up,       /* (N,2F) x, in and out */
-                            void *dy_y,                      /* (N,F) x, in dy, out y */
+    void (*swiglu_backward)(backend *b, void *gate_up, /* (N,2F) x, in and out */
+                            void *dy_y,                /* (N,F) x, in dy, out y */
                             dtype x, int64_t N, int F);
 
     /* ---- loss over a chunk of rows of logits ----
      *
      * lse = log sum exp z;  losses = lse - z[target];  z_losses = z_loss * lse^2.  With backward, z becomes
      * dz = scale * ((1 + 2 z_loss lse) softmax(z) - onehot(target)). A row whose target is negative has losses 0 and dz 0. */
-    void (*cross_entropy)(backend *b, float *losses,         /* (N) */
-                          float *z_losses,                   /* (N) or NULL */
-                          void *z,                           /* (N,V) x, in and out */
-                          const int32_t *targets,            /* (N) */
+    void (*cross_entropy)(backend *b, float *losses, /* (N) */
+                          float *z_losses,           /* (N) or NULL */
+                          void *z,                   /* (N,V) x, in and out */
+                          const int32_t *targets,    /* (N) */
                           float scale, float z_loss, bool backward, dtype x, int64_t N, int64_t V);
 
     /* ---- reductions and the optimizer ---- */
@@ -172,11 +173,11 @@ typedef struct ops {
 
     /* AdamW [Loshchilov & Hutter 2019] on g * scale, decay decoupled: w *= 1 - lr*wd; m, v; w -= lr * m^ / (sqrt(v^) + eps).
      * w is master where there is one, else p; p is then master rounded to x. A scale that is not finite changes nothing. */
-    void (*adamw)(backend *b, void *p,                       /* (n) x */
-                  float *master,                             /* (n), or NULL when x is f32 */
-                  float *m, float *v,                        /* (n) */
-                  const float *g,                            /* (n) */
-                  const float *scale,                        /* (1) */
+    void (*adamw)(backend *b, void *p, /* (n) x */
+                  float *master,       /* (n), or NULL when x is f32 */
+                  float *m, float *v,  /* (n) */
+                  const float *g,      /* (n) */
+                  const float *scale,  /* (1) */
                   const adamw_step *step, dtype x, int64_t n);
 
     void (*to_float)(backend *b, float *y, const void *in, dtype x, int64_t n);

@@ -29,16 +29,19 @@ static int parse(eval_options *o, int argc, char **argv, int *helped, error *err
         {"threads", OPTION_INTEGER, &o->threads, 1, 4096, "N", "of each rank"},
         {"json", OPTION_FLAG, &o->json, 0, 0, NULL, "print JSON"},
         {0}};
-    if (options_parse(table,
-                      "Usage: mobilellm eval CHECKPOINT --data PREFIX ... [options]\n"
-                      "       mpirun -np N mobilellm eval ...\n\n"
-                      "Loss (nats a token), perplexity and bits per byte on token files, each and in total. A file is read from end to end in windows\n"
-                      "that do not overlap: every token but the first is predicted once. CHECKPOINT: a file, or a run's directory.\n",
-                      argc, argv, &o->n_rest, helped, err))
+    if (options_parse(
+            table,
+            "Usage: mobilellm eval CHECKPOINT --data PREFIX ... [options]\n"
+            "       mpirun -np N mobilellm eval ...\n\n"
+            "Loss (nats a token), perplexity and bits per byte on token files, each and in total. A file is read from end to end "
+            "in windows\n"
+            "that do not overlap: every token but the first is predicted once. CHECKPOINT: a file, or a run's directory.\n",
+            argc, argv, &o->n_rest, helped, err))
         return -1;
     if (*helped) return 0;
     if (o->n_rest < 2 || !o->data_given)
-        return error_set(err, STATUS_USAGE, "eval: needs a checkpoint and token files: mobilellm eval CHECKPOINT --data PREFIX ...");
+        return error_set(err, STATUS_USAGE,
+                         "eval: needs a checkpoint and token files: mobilellm eval CHECKPOINT --data PREFIX ...");
     if (o->dtype && strcmp(o->dtype, "f32") != 0 && strcmp(o->dtype, "bf16") != 0)
         return error_set(err, STATUS_USAGE, "--dtype %s: expected f32 or bf16", o->dtype);
     return 0;
@@ -49,13 +52,15 @@ static json_t *number_or_null(double x) { return isfinite(x) ? json_real(x) : js
 static json_t *loss_json(const char *prefix, const heldout_loss *l) {
     return json_pack("{s:s,s:o,s:o,s:o,s:o,s:I,s:o,s:f}", "prefix", prefix, "loss", number_or_null(heldout_mean(l)), "perplexity",
                      number_or_null(exp(heldout_mean(l))), "bits_per_byte", number_or_null(heldout_bits_per_byte(l)), "nats",
-                     number_or_null(l->nats), "tokens", (json_int_t)l->tokens, "bytes", number_or_null(l->bytes), "seconds", l->seconds);
+                     number_or_null(l->nats), "tokens", (json_int_t)l->tokens, "bytes", number_or_null(l->bytes), "seconds",
+                     l->seconds);
 }
 
 static void print_line(const char *prefix, const heldout_loss *l) {
     char bits[32] = "-";
     if (isfinite(l->bytes)) snprintf(bits, sizeof bits, "%.4f", heldout_bits_per_byte(l));
-    printf("%-40s %12lld %10.6f %12.4f %11s %8.2f\n", prefix, (long long)l->tokens, heldout_mean(l), exp(heldout_mean(l)), bits, l->seconds);
+    printf("%-40s %12lld %10.6f %12.4f %11s %8.2f\n", prefix, (long long)l->tokens, heldout_mean(l), exp(heldout_mean(l)), bits,
+           l->seconds);
 }
 
 static void print_results(const eval_options *o, const loaded_model *l, const heldout_loss *losses, const heldout_loss *total) {

@@ -1,7 +1,7 @@
 /* generate.c: `mobilellm generate`: a text continued token by token.
  *
- * Each token is a forward pass over the whole text so far: simple, and exact by construction. A cache of keys and values would make it
- * fast; this program trains, and phones run other engines. */
+ * Each token is a forward pass over the whole text so far: simple, and exact by construction. A cache of keys and values would
+ * make it fast; this program trains, and phones run other engines. */
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +23,8 @@ static int parse(generate_options *o, int argc, char **argv, int *helped, error 
     *o = (generate_options){.n_tokens = 128, .seed = 1, .temperature = 0.8, .top_p = 1, .stop_token = -1};
     const command_option table[] = {
         {"prompt", OPTION_TEXT, &o->prompt, 0, 0, "TEXT", "of a model with the byte vocabulary"},
-        {"prompt-tokens", OPTION_TEXT, &o->prompt_tokens, 0, 0, "IDS", "token ids, separated by spaces or commas: any vocabulary"},
+        {"prompt-tokens", OPTION_TEXT, &o->prompt_tokens, 0, 0, "IDS",
+         "token ids, separated by spaces or commas: any vocabulary"},
         {"n-tokens", OPTION_INTEGER, &o->n_tokens, 1, 1 << 20, "N", "to generate at most (128)"},
         {"temperature", OPTION_NUMBER, &o->temperature, 0, 100, "X", "0: always the most likely token (0.8)"},
         {"top-k", OPTION_INTEGER, &o->top_k, 0, 1 << 30, "K", "only among the K most likely (0: all)"},
@@ -61,7 +62,8 @@ static int32_t *prompt_ids(const generate_options *o, int64_t vocab_size, int *n
         char *end;
         long id = strtol(text, &end, 10);
         if (end == text || id < 0 || id >= vocab_size) {
-            error_set(err, STATUS_USAGE, "--prompt-tokens: \"%.20s\": expected token ids from 0 to %lld", text, (long long)vocab_size - 1);
+            error_set(err, STATUS_USAGE, "--prompt-tokens: \"%.20s\": expected token ids from 0 to %lld", text,
+                      (long long)vocab_size - 1);
             free(ids);
             return NULL;
         }
@@ -124,11 +126,12 @@ static void print_ids(const int32_t *ids, int n_prompt, int n, bool json) {
 static int generate(loaded_model *l, generate_options *o, error *err) {
     bool bytes = strcmp(checkpoint_about(l->checkpoint)->tokenizer_hash, BYTES_TOKENIZER_HASH) == 0;
     if (o->prompt && !bytes)
-        return error_set(err, STATUS_USAGE,
-                         "%s was not trained on the byte vocabulary (its tokenizer is %s): translate the prompt with data/prepare.py encode "
-                         "and give --prompt-tokens",
-                         checkpoint_path(l->checkpoint),
-                         checkpoint_about(l->checkpoint)->tokenizer_hash[0] ? checkpoint_about(l->checkpoint)->tokenizer_hash : "unknown");
+        return error_set(
+            err, STATUS_USAGE,
+            "%s was not trained on the byte vocabulary (its tokenizer is %s): translate the prompt with data/prepare.py encode "
+            "and give --prompt-tokens",
+            checkpoint_path(l->checkpoint),
+            checkpoint_about(l->checkpoint)->tokenizer_hash[0] ? checkpoint_about(l->checkpoint)->tokenizer_hash : "unknown");
     if (bytes && o->stop_token < 0) o->stop_token = BYTES_EOD;
     int n_prompt;
     int32_t *ids = prompt_ids(o, l->model.config.vocab_size, &n_prompt, err);

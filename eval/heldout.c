@@ -1,4 +1,5 @@
-/* heldout.c: batches of windows are dealt to the ranks in turn; each sums its own in double, and the sums are added at the end. */
+/* heldout.c: batches of windows are dealt to the ranks in turn; each sums its own in double, and the sums are added at the end.
+ */
 #include "eval/heldout.h"
 
 #include <math.h>
@@ -9,8 +10,8 @@
 #include "util/system.h"
 
 /* Fills `batch` with the windows of batch number `number`; rows is how many there are. */
-static int fill_windows(token_batch *batch, const token_file *file, int64_t number, int64_t n_windows, int capacity, int64_t vocab_size,
-                        bool mask_documents, error *err) {
+static int fill_windows(token_batch *batch, const token_file *file, int64_t number, int64_t n_windows, int capacity,
+                        int64_t vocab_size, bool mask_documents, error *err) {
     int64_t first = number * capacity;
     batch->rows = (int)(n_windows - first < capacity ? n_windows - first : capacity);
     for (int row = 0; row < batch->rows; row++)
@@ -18,8 +19,8 @@ static int fill_windows(token_batch *batch, const token_file *file, int64_t numb
     return 0;
 }
 
-static int measure_share(heldout_loss *loss, model *m, const token_file *file, int64_t n_windows, bool mask_documents, const ranks *r,
-                         error *err) {
+static int measure_share(heldout_loss *loss, model *m, const token_file *file, int64_t n_windows, bool mask_documents,
+                         const ranks *r, error *err) {
     int T = m->options.T, B = m->options.B, result = 0;
     token_batch batch;
     if (token_batch_alloc(&batch, B, T, err)) return -1;
@@ -49,14 +50,17 @@ int heldout_measure(heldout_loss *loss, model *m, const char *prefix, bool mask_
     int result = token_file_open(&file, prefix, err);
     if (result == 0) {
         if (file.n_tokens < 2)
-            result = error_set(err, STATUS_INPUT, "%s.bin has %lld tokens: a loss needs at least 2", prefix, (long long)file.n_tokens);
+            result =
+                error_set(err, STATUS_INPUT, "%s.bin has %lld tokens: a loss needs at least 2", prefix, (long long)file.n_tokens);
         if (result == 0) result = token_card_read(&card, prefix, err);
-        int64_t n_windows = (file.n_tokens - 1 + m->options.T - 1) / m->options.T, asked = (max_tokens + m->options.T - 1) / m->options.T;
+        int64_t n_windows = (file.n_tokens - 1 + m->options.T - 1) / m->options.T,
+                asked = (max_tokens + m->options.T - 1) / m->options.T;
         bool whole = max_tokens == 0 || asked >= n_windows;
         if (result == 0) result = measure_share(loss, m, &file, whole ? n_windows : asked, mask_documents, r, err);
         /* The bytes of a part of the file are not known, so the whole's are taken in proportion. */
         if (result == 0 && card.bytes > 0)
-            loss->bytes = whole ? (double)card.bytes : (double)card.bytes * (double)(asked * m->options.T) / (double)(file.n_tokens - 1);
+            loss->bytes =
+                whole ? (double)card.bytes : (double)card.bytes * (double)(asked * m->options.T) / (double)(file.n_tokens - 1);
         token_file_close(&file);
     }
     if (ranks_agree(r, result, err)) return -1;

@@ -12,8 +12,9 @@ typedef struct heldout_loss {
     double seconds;
 } heldout_loss;
 
-/* Collective. The file is read in windows of the model's T that follow one another without overlap, the last one shorter: each token
- * but the first is predicted once, from at most T tokens before it. max_tokens: stop after so many (rounded up to whole windows); 0: all. */
+/* Collective. The file is read in windows of the model's T that follow one another without overlap, the last one shorter: each
+ * token but the first is predicted once, from at most T tokens before it. max_tokens: stop after so many (rounded up to whole
+ * windows); 0: all. */
 int heldout_measure(heldout_loss *loss, model *m, const char *prefix, bool mask_documents, int64_t max_tokens, const ranks *r,
                     error *err);
 

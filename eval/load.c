@@ -7,7 +7,8 @@
 
 static int read_model_config(model_config *c, const checkpoint *from, error *err) {
     const checkpoint_info *about = checkpoint_about(from);
-    if (config_read(c, model_config_keys, checkpoint_path(from), about->model, NULL, 0, err) || model_config_check(c, "model", err))
+    if (config_read(c, model_config_keys, checkpoint_path(from), about->model, NULL, 0, err) ||
+        model_config_check(c, "model", err))
         return error_prefix(err, "%s: the network it describes", checkpoint_path(from));
     return 0;
 }
@@ -43,7 +44,9 @@ static int open_model(loaded_model *l, const model_config *c, const model_option
 }
 
 /* The dtype of the parameters in the file. */
-static dtype file_dtype(const checkpoint *c) { return checkpoint_n_tensors(c) > 0 ? checkpoint_tensor_at(c, 0)->type : DTYPE_F32; }
+static dtype file_dtype(const checkpoint *c) {
+    return checkpoint_n_tensors(c) > 0 ? checkpoint_tensor_at(c, 0)->type : DTYPE_F32;
+}
 
 int loaded_model_open(loaded_model *l, const char *path, int x, int B, int T, int threads, error *err) {
     *l = (loaded_model){.ops = cpu_ops()};
@@ -55,7 +58,8 @@ int loaded_model_open(loaded_model *l, const char *path, int x, int B, int T, in
     int64_t seq_len = checkpoint_about(l->checkpoint)->seq_len;
     model_options o = {.x = x < 0 ? file_dtype(l->checkpoint) : (dtype)x, .B = B, .T = T > 0 ? T : (int)seq_len, .ways = 1};
     if (o.T < 1) {
-        error_set(err, STATUS_USAGE, "%s does not say how long its sequences are: give --seq-len", checkpoint_path(l->checkpoint));
+        error_set(err, STATUS_USAGE, "%s does not say how long its sequences are: give --seq-len",
+                  checkpoint_path(l->checkpoint));
         goto done;
     }
     if (l->ops->open(&l->backend, threads, 0, err) || l->ops->check(l->backend, o.x, err)) goto done;

@@ -1,7 +1,7 @@
 /* backward.c: the mirror of forward.c, read from its bottom to its top.
  *
- * m->dh is the gradient of the residual stream; each half of a layer adds its own part to it through its norm. What forward did not
- * save is computed again: the norm's output, and the SwiGLU product in the same pass as its gradient. */
+ * m->dh is the gradient of the residual stream; each half of a layer adds its own part to it through its norm. What forward did
+ * not save is computed again: the norm's output, and the SwiGLU product in the same pass as its gradient. */
 #include "model/passes.h"
 
 /* normed = norm(h) once more, from the saved stream. */
@@ -47,8 +47,8 @@ static void attention_backward(model *m, int layer, int rows, bool accumulate) {
     renorm(m, a->h_attention, a->rstd_attention, w.attention_norm, N);
     op->linear_backward_weight(b, w.d_qkv, dqkv, m->normed, accumulate, x, N, C, QKV);
     op->linear_backward_input(b, m->delta, dqkv, w.qkv, x, N, C, QKV);
-    op->rmsnorm_backward(b, m->dh, w.d_attention_norm, m->delta, a->h_attention, a->rstd_attention, w.attention_norm, accumulate, x, N,
-                         C);
+    op->rmsnorm_backward(b, m->dh, w.d_attention_norm, m->delta, a->h_attention, a->rstd_attention, w.attention_norm, accumulate,
+                         x, N, C);
 }
 
 void model_backward(model *m, int rows, bool accumulate, const model_hooks *hooks) {

@@ -118,8 +118,8 @@ int model_open(model *m, const model_config *c, const model_options *o, const op
     m->params = arena_alloc(device, "parameters", flat * dtype_size(o->x));
     if (o->training) m->grads = arena_alloc(device, "gradients", flat * sizeof(float));
     activation_memory(m, device);
-    op_limits limits = {o->x, o->B, o->T, c->d_model, c->d_ffn, c->n_heads, c->n_kv_heads, c->head_dim, c->vocab_size,
-                        m->options.head_chunk};
+    op_limits limits = {o->x,       o->B,          o->T,        c->d_model,    c->d_ffn,
+                        c->n_heads, c->n_kv_heads, c->head_dim, c->vocab_size, m->options.head_chunk};
     size_t scratch_bytes = op->scratch_bytes(b, &limits);
     void *scratch = arena_alloc(device, "scratch", scratch_bytes);
     if (device->base == NULL) return 0;

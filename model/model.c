@@ -1,7 +1,7 @@
 /* model.c: the loss head in chunks, and the three ways to run a model: train, losses, logits.
  *
- * The head never holds the logits of more than a chunk of tokens: product, loss and its gradient, both gradient products, next chunk.
- * The loss of 8,192 tokens over 202,048 words would otherwise need 3.3 GB in bf16. */
+ * The head never holds the logits of more than a chunk of tokens: product, loss and its gradient, both gradient products, next
+ * chunk. The loss of 8,192 tokens over 202,048 words would otherwise need 3.3 GB in bf16. */
 #include "model/model.h"
 
 #include <assert.h>
@@ -50,13 +50,14 @@ static void chunk_losses(model *m, int64_t first, int64_t n, float scale, float 
     int64_t V = m->config.vocab_size;
     const void *in = at_element(m->normed, first * C, x);
     m->ops->linear_forward(m->backend, m->work, in, model_head_weight(m, NULL), x, n, C, V);
-    m->ops->cross_entropy(m->backend, m->losses + first, m->z_losses + first, m->work, m->targets + first, scale, z_loss, backward, x, n,
-                          V);
+    m->ops->cross_entropy(m->backend, m->losses + first, m->z_losses + first, m->work, m->targets + first, scale, z_loss,
+                          backward, x, n, V);
 }
 
 static void head_forward(model *m, int64_t N) {
     int64_t chunk = m->options.head_chunk;
-    for (int64_t first = 0; first < N; first += chunk) chunk_losses(m, first, N - first < chunk ? N - first : chunk, 1.0f, 0.0f, false);
+    for (int64_t first = 0; first < N; first += chunk)
+        chunk_losses(m, first, N - first < chunk ? N - first : chunk, 1.0f, 0.0f, false);
 }
 
 /* Losses, the gradients of the head and the final norm, and dh. */
@@ -80,8 +81,8 @@ static void head_train(model *m, int64_t N, float scale, float z_loss, bool accu
     gradients_final(hooks, 1 + m->config.n_layers);
 }
 
-int model_train(model *m, const model_input *in, float scale, float z_loss, bool accumulate, const model_hooks *hooks, double sums[2],
-                error *err) {
+int model_train(model *m, const model_input *in, float scale, float z_loss, bool accumulate, const model_hooks *hooks,
+                double sums[2], error *err) {
     assert(m->options.training && in->rows > 0 && in->rows <= m->options.B);
     int64_t N = (int64_t)in->rows * m->options.T;
     model_forward(m, in, hooks);

@@ -1,7 +1,8 @@
 /* model.h: the hybrid transformer (docs/step.md walks through one step): its memory, its forward and backward passes.
  *
  * Written once over ops.h. All memory comes from one arena of the backend, so that a dry run of model_layout tells its size.
- * Knows nothing of ranks, files or optimizers: two hooks tell the caller when weights are about to be used and gradients final. */
+ * Knows nothing of ranks, files or optimizers: two hooks tell the caller when weights are about to be used and gradients final.
+ */
 #ifndef MOBILELLM_MODEL_MODEL_H
 #define MOBILELLM_MODEL_MODEL_H
 
@@ -19,8 +20,8 @@ typedef struct model_input {
     const int32_t *pos;     /* position for RoPE, below T */
 } model_input;
 
-/* Called when the weights of a group are about to be used (forward and backward), and when its gradients are final (last backward).
- * Groups as in registry.h. Either may be NULL. */
+/* Called when the weights of a group are about to be used (forward and backward), and when its gradients are final (last
+ * backward). Groups as in registry.h. Either may be NULL. */
 typedef struct model_hooks {
     void (*weights_needed)(void *context, int group);
     void (*gradients_final)(void *context, int group);
@@ -35,7 +36,8 @@ typedef struct model_options {
     bool training;  /* with gradients and saved activations */
 } model_options;
 
-/* What forward leaves for the backward pass of a layer. NULL where the layer has no attention, or the kind of norm needs nothing. */
+/* What forward leaves for the backward pass of a layer. NULL where the layer has no attention, or the kind of norm needs nothing.
+ */
 typedef struct layer_activations {
     void *h_attention, *h_ffn;        /* (N,C) x: residual stream before each norm */
     float *rstd_attention, *rstd_ffn; /* (N) */
@@ -66,7 +68,7 @@ typedef struct model {
     float *losses, *z_losses;  /* (N) */
     double *loss_sums;         /* (2): of losses, of z_losses */
     int32_t *tokens, *targets, *doc, *pos; /* (N): the input, in the backend's memory */
-    float *cosines, *sines;    /* (T,D/2) */
+    float *cosines, *sines;                /* (T,D/2) */
 } model;
 
 /* Rows of logits that keep the chunk near 64 Mi elements, between 256 and 4096, and at most N. */
@@ -80,8 +82,10 @@ void model_close(model *m);
 /* Random weights: each tensor a function of (seed, its name), independent of ranks and layout. */
 int model_init(model *m, uint64_t seed, float stddev, error *err);
 
-/* Elements [first, first + n) of tensor t as model_init makes them, in host memory before rounding: fp32 master weights start there. */
-void model_init_values(float *values, const model_config *c, const tensor *t, uint64_t seed, float stddev, int64_t first, int64_t n);
+/* Elements [first, first + n) of tensor t as model_init makes them, in host memory before rounding: fp32 master weights start
+ * there. */
+void model_init_values(float *values, const model_config *c, const tensor *t, uint64_t seed, float stddev, int64_t first,
+                       int64_t n);
 
 /* One tensor in row-major fp32 host memory: into the parameters, out of the parameters, out of the gradients. */
 void model_set_tensor(model *m, const tensor *t, const float *values);
@@ -90,8 +94,8 @@ void model_get_gradient(model *m, const tensor *t, float *values);
 
 /* Forward and backward over one micro-batch. Gradients of scale * (sum of losses) are added to grads, or replace them when
  * `accumulate` is false. sums[0] += losses, sums[1] += z-losses over the valid tokens (not scaled). */
-int model_train(model *m, const model_input *in, float scale, float z_loss, bool accumulate, const model_hooks *hooks, double sums[2],
-                error *err);
+int model_train(model *m, const model_input *in, float scale, float z_loss, bool accumulate, const model_hooks *hooks,
+                double sums[2], error *err);
 
 /* Forward only. losses (host, rows*T): of each token, 0 where there is nothing to predict. */
 int model_losses(model *m, const model_input *in, float *losses, error *err);
@@ -99,8 +103,8 @@ int model_losses(model *m, const model_input *in, float *losses, error *err);
 /* Forward only. logits (host, V) fp32: of the token at position `at` of row 0. */
 int model_logits(model *m, const model_input *in, int at, float *logits, error *err);
 
-/* Floating-point operations of a training step per token, as the mask leaves them: 6 per matrix weight (the embedding lookup is free,
- * the head is not), and attention 12 * H*D * (mean number of visible keys) a layer. */
+/* Floating-point operations of a training step per token, as the mask leaves them: 6 per matrix weight (the embedding lookup is
+ * free, the head is not), and attention 12 * H*D * (mean number of visible keys) a layer. */
 double model_flops_per_token(const model_config *c, int T);
 
 #endif

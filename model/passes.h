@@ -16,7 +16,9 @@ const void *model_head_weight(const model *m, float **gradient);
 const void *model_final_norm(const model *m, float **gradient);
 
 /* Element `offset` of a x-array. */
-static inline void *at_element(const void *base, int64_t offset, dtype x) { return (char *)base + (size_t)offset * dtype_size(x); }
+static inline void *at_element(const void *base, int64_t offset, dtype x) {
+    return (char *)base + (size_t)offset * dtype_size(x);
+}
 
 /* Copies the input to the backend and runs the network up to the final norm, whose output is then in m->normed. */
 void model_forward(model *m, const model_input *in, const model_hooks *hooks);

@@ -1,6 +1,7 @@
 /* registry.c: from a config to the table of tensors, their places in the flat array, and the buckets they are shared in.
  *
- * A bucket holds at most BUCKET_ELEMENTS, so that a reduction's temporary memory stays small and the first one can start early. */
+ * A bucket holds at most BUCKET_ELEMENTS, so that a reduction's temporary memory stays small and the first one can start early.
+ */
 #include "model/registry.h"
 
 #include <assert.h>
@@ -139,10 +140,10 @@ param_counts registry_count(const registry *r) {
     param_counts n = {0};
     for (int i = 0; i < r->n_tensors; i++) {
         const tensor *t = &r->tensors[i];
-        int64_t *part = t->n_axes == 1                       ? &n.norms
-                        : t->layer >= 0                      ? (strstr(t->name, ".mlp.") ? &n.ffn : &n.attention)
+        int64_t *part = t->n_axes == 1                        ? &n.norms
+                        : t->layer >= 0                       ? (strstr(t->name, ".mlp.") ? &n.ffn : &n.attention)
                         : strncmp(t->name, "lm_head", 7) == 0 ? &n.head
-                                                             : &n.embedding;
+                                                              : &n.embedding;
         *part += t->count;
         n.total += t->count;
     }

@@ -1,9 +1,10 @@
-/* registry.h: the table of a network's tensors, from which allocation, initialisation, optimizer groups, shards, checkpoints and pruning
- * all read. Names are those of Hugging Face.
+/* registry.h: the table of a network's tensors, from which allocation, initialisation, optimizer groups, shards, checkpoints and
+ * pruning all read. Names are those of Hugging Face.
  *
- * Tensors lie in one flat array, in the order of the table: q, k, v of a layer next to each other, gate and up too, so that each is one
- * GEMM. The array is cut into buckets, the units of reduction and sharding: a bucket lies within one layer (or the embedding, or the
- * head), and its size is a multiple of ways * 64, so that each of `ways` ranks owns an equal part of every bucket. */
+ * Tensors lie in one flat array, in the order of the table: q, k, v of a layer next to each other, gate and up too, so that each
+ * is one GEMM. The array is cut into buckets, the units of reduction and sharding: a bucket lies within one layer (or the
+ * embedding, or the head), and its size is a multiple of ways * 64, so that each of `ways` ranks owns an equal part of every
+ * bucket. */
 #ifndef MOBILELLM_MODEL_REGISTRY_H
 #define MOBILELLM_MODEL_REGISTRY_H
 
@@ -19,13 +20,14 @@ typedef struct tensor {
     int64_t shape[2];
     axis axes[2];
     init_kind init;
-    bool decay; /* matrices only */
+    bool decay;            /* matrices only */
     int64_t offset, count; /* elements, in the flat array */
 } tensor;
 
-/* Groups become final one after the other in backward: the head (final norm, untied head), layers from the last, the embedding. */
+/* Groups become final one after the other in backward: the head (final norm, untied head), layers from the last, the embedding.
+ */
 typedef struct bucket {
-    int group; /* 0 embedding, 1 + layer, 1 + n_layers: head */
+    int group;             /* 0 embedding, 1 + layer, 1 + n_layers: head */
     int64_t offset, count; /* elements; count is a multiple of ways * 64 */
 } bucket;
 
@@ -52,7 +54,8 @@ typedef struct piece {
     int64_t shard; /* where they lie in the rank's own array, which holds its part of bucket 0, then of bucket 1, ... */
 } piece;
 
-/* The pieces of `rank` of r->ways, in the order of the flat array: *pieces is allocated, the count is returned (-1: no memory). */
+/* The pieces of `rank` of r->ways, in the order of the flat array: *pieces is allocated, the count is returned (-1: no memory).
+ */
 int registry_pieces(const registry *r, int rank, piece **pieces);
 
 /* Elements of a rank's own array (the same for each). */

@@ -17,7 +17,8 @@ static void put(model *m, int64_t offset, const float *values, int64_t n, bf16 *
                     (size_t)n * dtype_size(m->options.x));
 }
 
-static void init_values(float *values, const model_config *c, const tensor *t, uint64_t seed, float stddev, int64_t first, int64_t n) {
+static void init_values(float *values, const model_config *c, const tensor *t, uint64_t seed, float stddev, int64_t first,
+                        int64_t n) {
     if (t->init == INIT_ONES) {
         for (int64_t i = 0; i < n; i++) values[i] = 1.0f;
         return;
@@ -26,7 +27,8 @@ static void init_values(float *values, const model_config *c, const tensor *t, u
     rng_normal(values, rng_mix(seed, rng_hash(t->name)), (uint64_t)first, n, s);
 }
 
-void model_init_values(float *values, const model_config *c, const tensor *t, uint64_t seed, float stddev, int64_t first, int64_t n) {
+void model_init_values(float *values, const model_config *c, const tensor *t, uint64_t seed, float stddev, int64_t first,
+                       int64_t n) {
     int64_t blocks = (n + INIT_BLOCK - 1) / INIT_BLOCK;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < blocks; i++) {

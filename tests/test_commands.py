@@ -7,7 +7,7 @@ import subprocess
 import h5py
 import numpy as np
 import pytest
-from conftest import BINARY, ENV, ROOT, newest, run, run_json
+from conftest import BINARY, ENV, ROOT, newest, run, run_json, same_bits
 
 
 def refused(*args, says, status, **kwargs):
@@ -27,7 +27,8 @@ def test_help_and_version_everywhere():
     assert "optimizer.lr" in run("train", "--help")[0]
     for name in ("pack", "info"):
         assert "Usage" in run("data", name, "--help")[0]
-    assert run("--version")[0].startswith("mobilellm 0.")
+    for name in ["", *commands]:
+        assert run(*filter(None, [name]), "--version")[0].startswith("mobilellm 0.")
     assert "75" in out, "exit statuses are documented"
 
 
@@ -72,7 +73,16 @@ def test_dry_run_trains_nothing(start):
     directory, arguments = start()
     out, _ = run(*arguments, "--dry-run")
     assert "parameters" in out and "memory" in out and "train" in out
+    assert "weight_decay: 0.1" in out, "the resolved config"
     assert not directory.exists()
+
+
+def test_the_resolved_config_of_a_run_makes_the_same_run(start):
+    first, arguments = start("first")
+    run(*arguments)
+    second = first.parent / "second"
+    run("train", first / "config.yaml", f"checkpoint.dir={second}")
+    assert same_bits(newest(first), newest(second))
 
 
 def test_inspect_tells_what_h5py_reads(start):
@@ -137,8 +147,11 @@ def test_bad_configs(start, tmp_path):
     refused(*arguments, "optimizer", says=["optimizer", "="], status=2)
     refused("train", tmp_path / "none.yaml", says=["none.yaml"], status=2)
     bad = tmp_path / "bad.yaml"
-    bad.write_text("model: configs/models/tiny.yaml\noptimizer:\n  lr: 1e-3\n  weigth_decay: 1\n")
-    refused("train", bad, says=["bad.yaml:4", "weigth_decay", "weight_decay"], status=2)
+    lines = (ROOT / "tests/small.yaml").read_text().replace("train: []", f"train: [{{prefix: {tmp_path}/x}}]").split("\n")
+    at = next(i for i, line in enumerate(lines) if line.startswith("optimizer:"))
+    lines[at] = "optimizer: {lr: 1e-3, weigth_decay: 1}"
+    bad.write_text("\n".join(lines))
+    refused("train", bad, says=[f"bad.yaml:{at + 1}", "optimizer.weigth_decay", "optimizer.weight_decay"], status=2)
 
 
 def test_bad_data(start, corpus, tmp_path):

@@ -374,6 +374,22 @@ static void a_short_write_leaves_what_was_there(void **state) {
     assert_texts(state, (const char *[]){"old text"}, 1);
 }
 
+/* When the new files cannot all be put in place, the old index does not stay beside the new .bin: here the card is in the way. */
+static void a_replacement_that_stops_half_way_leaves_no_index(void **state) {
+    token_card card;
+    error err = {0};
+    ok(pack_text(state, "a.txt", "old text", 8, PACK_WHOLE, &card, &err), &err);
+    path_text json = path_in(state, "out.json");
+    assert_int_equal(unlink(json.text), 0);
+    assert_int_equal(mkdir(json.text, 0777), 0);
+    assert_int_equal(pack_text(state, "a.txt", "new text", 8, PACK_WHOLE, &card, &err), -1);
+    assert_int_equal(rmdir(json.text), 0);
+    assert_int_equal(err.code, STATUS_RESOURCE);
+    assert_says(&err, "out.json: Is a directory", NULL);
+    unlink(path_in(state, "out.bin").text);
+    assert_nothing_written(state);
+}
+
 static void a_directory_that_is_missing_is_named(void **state) {
     token_writer *w;
     error err = {0};
@@ -497,6 +513,7 @@ int main(void) {
         cmocka_unit_test(files_appear_when_they_are_whole),
         cmocka_unit_test(a_full_disk_leaves_nothing),
         cmocka_unit_test(a_short_write_leaves_what_was_there),
+        cmocka_unit_test(a_replacement_that_stops_half_way_leaves_no_index),
         cmocka_unit_test(a_directory_that_is_missing_is_named),
         cmocka_unit_test(info_counts_what_was_written),
         cmocka_unit_test(info_finds_a_card_of_other_data),

@@ -36,9 +36,9 @@ static void print_memory(FILE *to, const arena *a) {
 
 void banner_plan(FILE *to, const run_config *c, const run_plan *plan) {
     const model_config *m = &c->model;
-    fprintf(to, "  network     %d layers %s (%d full, %d window %d, %d skip), d_model %d, d_ffn %d, heads %d/%d x %d\n", m->n_layers,
-            m->attention, count_kind(m->attention, 'f'), count_kind(m->attention, 'w'), m->window, count_kind(m->attention, 's'),
-            m->d_model, m->d_ffn, m->n_heads, m->n_kv_heads, m->head_dim);
+    fprintf(to, "  network     %d layers %s (%d full, %d window %d, %d skip), d_model %d, d_ffn %d, heads %d/%d x %d\n",
+            m->n_layers, m->attention, count_kind(m->attention, 'f'), count_kind(m->attention, 'w'), m->window,
+            count_kind(m->attention, 's'), m->d_model, m->d_ffn, m->n_heads, m->n_kv_heads, m->head_dim);
     fprintf(to, "              vocabulary %lld%s, QK-norm %s, RoPE %s, theta %g\n", (long long)m->vocab_size,
             m->tie_embeddings ? ", tied" : ", untied", qk_norm_names[m->qk_norm], rope_names[m->rope], m->rope_theta);
     print_params(to, &plan->params);
@@ -53,8 +53,9 @@ void banner_plan(FILE *to, const run_config *c, const run_plan *plan) {
 }
 
 static json_t *params_json(const param_counts *p) {
-    return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "total", (json_int_t)p->total, "embedding", (json_int_t)p->embedding, "attention",
-                     (json_int_t)p->attention, "ffn", (json_int_t)p->ffn, "head", (json_int_t)p->head, "norms", (json_int_t)p->norms);
+    return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "total", (json_int_t)p->total, "embedding", (json_int_t)p->embedding,
+                     "attention", (json_int_t)p->attention, "ffn", (json_int_t)p->ffn, "head", (json_int_t)p->head, "norms",
+                     (json_int_t)p->norms);
 }
 
 char *banner_plan_json(const run_config *c, const run_plan *plan) {
@@ -62,10 +63,10 @@ char *banner_plan_json(const run_config *c, const run_plan *plan) {
     for (int i = 0; i < plan->arena.n_parts; i++)
         json_object_set_new(memory, plan->arena.parts[i].name, json_integer((json_int_t)plan->arena.parts[i].bytes));
     json_object_set_new(memory, "total", json_integer((json_int_t)plan->arena.peak));
-    json_t *all = json_pack("{s:o,s:o,s:f,s:I,s:I,s:i,s:i,s:s}", "parameters", params_json(&plan->params), "memory_bytes_per_rank", memory,
-                            "flops_per_token", plan->flops_per_token, "steps", (json_int_t)plan->n_steps, "tokens_per_step",
-                            (json_int_t)c->batch.tokens, "ranks", plan->ranks, "micro_steps", plan->micro_steps, "dtype",
-                            dtype_name((dtype)c->dtype));
+    json_t *all = json_pack("{s:o,s:o,s:f,s:I,s:I,s:i,s:i,s:s}", "parameters", params_json(&plan->params),
+                            "memory_bytes_per_rank", memory, "flops_per_token", plan->flops_per_token, "steps",
+                            (json_int_t)plan->n_steps, "tokens_per_step", (json_int_t)c->batch.tokens, "ranks", plan->ranks,
+                            "micro_steps", plan->micro_steps, "dtype", dtype_name((dtype)c->dtype));
     char *text = json_dumps(all, JSON_INDENT(2));
     json_decref(all);
     return text;
@@ -81,10 +82,14 @@ int banner_data(FILE *to, const run_config *c, error *err) {
         token_file f;
         if (token_file_open(&f, s->prefix, err)) return -1;
         char tokens[16];
-        fprintf(to, "  %-11s %s: %s tokens, %lld documents", i == 0 ? "data" : i == c->data.train.n ? "held-out" : "", s->prefix,
-                format_count(tokens, (double)f.n_tokens), (long long)f.n_documents);
-        if (is_train) fprintf(to, ", %.1f %% of the samples, %.2f epochs", 100 * s->weight / weights,
-                              drawn * s->weight / weights / (double)(f.n_tokens > 0 ? f.n_tokens : 1));
+        fprintf(to, "  %-11s %s: %s tokens, %lld documents",
+                i == 0                 ? "data"
+                : i == c->data.train.n ? "held-out"
+                                       : "",
+                s->prefix, format_count(tokens, (double)f.n_tokens), (long long)f.n_documents);
+        if (is_train)
+            fprintf(to, ", %.1f %% of the samples, %.2f epochs", 100 * s->weight / weights,
+                    drawn * s->weight / weights / (double)(f.n_tokens > 0 ? f.n_tokens : 1));
         fprintf(to, "\n");
         token_file_close(&f);
     }

@@ -1,6 +1,7 @@
 /* command.c: the command lines of train and plan, and the order in which a run comes up.
  *
- * Everything that can be found wrong cheaply is found first: config, then data files, then memory, then the checkpoint to resume from. */
+ * Everything that can be found wrong cheaply is found first: config, then data files, then memory, then the checkpoint to resume
+ * from. */
 #include "train/command.h"
 
 #include <getopt.h>
@@ -14,6 +15,7 @@
 #include "train/loop.h"
 #include "train/peak.h"
 #include "train/stop.h"
+#include "util/file.h"
 #include "util/system.h"
 
 typedef struct train_options {
@@ -40,10 +42,18 @@ static int parse(train_options *o, int argc, char **argv, const struct option *f
     optind = 0;
     opterr = 0;
     for (int flag; (flag = getopt_long(argc, argv, "h", flags, NULL)) != -1;) switch (flag) {
-            case OPTION_RESUME: o->resume = true; break;
-            case OPTION_DRY_RUN: o->dry_run = true; break;
-            case OPTION_JSON: o->json = true; break;
-            case OPTION_HELP: o->help = true; break;
+            case OPTION_RESUME:
+                o->resume = true;
+                break;
+            case OPTION_DRY_RUN:
+                o->dry_run = true;
+                break;
+            case OPTION_JSON:
+                o->json = true;
+                break;
+            case OPTION_HELP:
+                o->help = true;
+                break;
             case OPTION_RANKS: {
                 char *end;
                 long n = strtol(optarg, &end, 10);
@@ -53,8 +63,8 @@ static int parse(train_options *o, int argc, char **argv, const struct option *f
                 break;
             }
             default:
-                return error_set(err, STATUS_USAGE, "%s: %s is not an option, or lacks its value; see `mobilellm %s --help`", argv[0],
-                                 argv[optind - 1], argv[0]);
+                return error_set(err, STATUS_USAGE, "%s: %s is not an option, or lacks its value; see `mobilellm %s --help`",
+                                 argv[0], argv[optind - 1], argv[0]);
         }
     if (o->help) return 0;
     if (optind >= argc)
@@ -73,7 +83,8 @@ static void train_help(void) {
         "  --resume   go on from the newest valid checkpoint of checkpoint.dir; start anew where there is none\n"
         "  --dry-run  check the config and the data, print the plan, train nothing\n"
         "  --json     with --dry-run: the plan as JSON\n\n"
-        "SIGTERM, SIGINT, SIGUSR1 and train.time_limit end a run after the step in progress, with a checkpoint and exit code 75.\n\n"
+        "SIGTERM, SIGINT, SIGUSR1 and train.time_limit end a run after the step in progress, with a checkpoint and exit code "
+        "75.\n\n"
         "Keys of CONFIG:\n");
     config_describe(stdout, run_config_keys);
 }
@@ -104,7 +115,8 @@ int plan_command(int argc, char **argv, const ranks *world, error *err) {
     if (o.help) {
         printf(
             "Usage: mobilellm plan CONFIG [key=value ...] [--ranks N] [--json]\n\n"
-            "What a run of CONFIG on N ranks (1) would take, without starting it: parameters by part, memory of a rank by part, floating-\n"
+            "What a run of CONFIG on N ranks (1) would take, without starting it: parameters by part, memory of a rank by part, "
+            "floating-\n"
             "point operations of a training step per token (6 a weight of each matrix, attention as the mask leaves it).\n");
         return 0;
     }
@@ -115,12 +127,28 @@ int plan_command(int argc, char **argv, const ranks *world, error *err) {
     return result;
 }
 
+/* The resolved config, every key of it: printed by a dry run, kept beside the checkpoints of a real one. */
+static int show_config(const run_config *c, bool dry_run, error *err) {
+    char path[4096], *text = config_print(c, run_config_keys);
+    if (!text) return error_set(err, STATUS_RESOURCE, "no memory");
+    int result = 0;
+    if (dry_run) {
+        printf("\n%s", text);
+    } else {
+        snprintf(path, sizeof path, "%s/config.yaml", c->checkpoint.dir);
+        result = file_make_directories(c->checkpoint.dir, err) || file_replace(path, text, strlen(text), err) ? -1 : 0;
+    }
+    free(text);
+    return result;
+}
+
 /* A run that would write over another's checkpoints is refused. */
 static int check_directory(const run_config *c, error *err) {
     char path[4096];
     snprintf(path, sizeof path, "%s/latest", c->checkpoint.dir);
     if (access(path, F_OK) != 0) return 0;
-    return error_set(err, STATUS_USAGE, "%s holds the checkpoints of an earlier run: go on with --resume, or give another checkpoint.dir",
+    return error_set(err, STATUS_USAGE,
+                     "%s holds the checkpoints of an earlier run: go on with --resume, or give another checkpoint.dir",
                      c->checkpoint.dir);
 }
 
@@ -219,6 +247,7 @@ int train_command(int argc, char **argv, const ranks *world, error *err) {
     if (result == 0 && !o.resume && !o.dry_run) result = check_directory(&c, err);
     if (result == 0 && first) result = show_plan(&o, &c, &plan, err);
     if (result == 0 && first) result = banner_data(o.json ? stderr : stdout, &c, err);
+    if (result == 0 && first && !(o.dry_run && o.json)) result = show_config(&c, o.dry_run, err);
     result = ranks_agree(world, result, err);
     if (result == 0 && !o.dry_run) {
         result = ranks_agree(world, run_open(&r, &c, world, &plan, err), err);

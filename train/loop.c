@@ -1,7 +1,7 @@
 /* loop.c: one step after another: data, forward and backward of each micro-batch, reduction, AdamW; and what surrounds them.
  *
- * The loss is the mean over the valid tokens of the whole step: they are counted over all micro-batches and ranks before the first
- * forward, so any split of the same rows gives the same gradient. docs/step.md follows one step down to the kernels. */
+ * The loss is the mean over the valid tokens of the whole step: they are counted over all micro-batches and ranks before the
+ * first forward, so any split of the same rows gives the same gradient. docs/step.md follows one step down to the kernels. */
 #include "train/loop.h"
 
 #include <math.h>
@@ -34,7 +34,8 @@ static int accumulate_gradients(run *r, const token_batch *batch, float scale, d
         size_t at = (size_t)row * (size_t)T;
         model_input in = {rows, batch->tokens + at, batch->targets + at, batch->doc + at, batch->pos + at};
         bool last = row + rows == batch->rows;
-        if (model_train(&r->model, &in, scale, (float)r->config.optimizer.z_loss, row > 0, last ? &hooks : NULL, sums, err)) return -1;
+        if (model_train(&r->model, &in, scale, (float)r->config.optimizer.z_loss, row > 0, last ? &hooks : NULL, sums, err))
+            return -1;
     }
     return 0;
 }
@@ -56,8 +57,9 @@ static int train_step(run *r, const token_batch *batch, int64_t n_valid, step_re
     ranks_sum_double(r->ranks, sums, 2);
     result->loss = n_valid > 0 ? sums[0] / (double)n_valid : 0;
     result->z_loss = n_valid > 0 ? sums[1] / (double)n_valid : 0;
-    result->lr = schedule_lr((schedule_kind)c->schedule.kind, c->optimizer.lr, c->schedule.min_lr_ratio, r->progress.tokens,
-                             c->batch.tokens, c->schedule.warmup_tokens, run_steps(c) * c->batch.tokens, c->schedule.decay_fraction);
+    result->lr =
+        schedule_lr((schedule_kind)c->schedule.kind, c->optimizer.lr, c->schedule.min_lr_ratio, r->progress.tokens,
+                    c->batch.tokens, c->schedule.warmup_tokens, run_steps(c) * c->batch.tokens, c->schedule.decay_fraction);
     return optimizer_step(&r->optimizer, c, result->lr, &result->grad_norm, &result->stepped, err);
 }
 
@@ -75,7 +77,8 @@ static int count_step(run *r, const step_result *s, error *err) {
                 (long long)p->step, s->loss, s->grad_norm, (long long)p->nonfinite_in_a_row, r->config.train.max_nonfinite);
     if (p->nonfinite_in_a_row < r->config.train.max_nonfinite) return 0;
     error_set(err, STATUS_DIVERGED,
-              "%lld steps in a row had a non-finite gradient, the last one step %lld: lower optimizer.lr or optimizer.grad_clip, look at "
+              "%lld steps in a row had a non-finite gradient, the last one step %lld: lower optimizer.lr or optimizer.grad_clip, "
+              "look at "
               "the data, and resume from an earlier checkpoint of %s",
               (long long)p->nonfinite_in_a_row, (long long)p->step, r->config.checkpoint.dir);
     return ranks_agree(r->ranks, r->ranks->rank == 0 ? -1 : 0, err);
@@ -134,10 +137,12 @@ static int evaluate(run *r, metrics *m, error *err) {
     if (n == 0) return 0;
     for (int i = 0; i < n; i++) {
         heldout_loss loss;
-        if (heldout_measure(&loss, &r->model, sources[i].prefix, r->config.data.mask_documents, r->config.train.eval_tokens, r->ranks, err) ||
+        if (heldout_measure(&loss, &r->model, sources[i].prefix, r->config.data.mask_documents, r->config.train.eval_tokens,
+                            r->ranks, err) ||
             tell_eval(r, m, sources[i].prefix, &loss, err))
             return -1;
-        total = (heldout_loss){total.nats + loss.nats, total.tokens + loss.tokens, total.bytes + loss.bytes, total.seconds + loss.seconds};
+        total = (heldout_loss){total.nats + loss.nats, total.tokens + loss.tokens, total.bytes + loss.bytes,
+                               total.seconds + loss.seconds};
     }
     if (n > 1 && tell_eval(r, m, "total", &total, err)) return -1;
     history_row row = {r->progress.step, r->progress.tokens, heldout_mean(&total), NAN, NAN};

@@ -4,8 +4,8 @@
 
 #include "train/run.h"
 
-/* Collective. Trains from r->progress.step to the end of the run, logging, evaluating and writing checkpoints on the way and at the
- * end. 0: the run is complete, or has reached train.stop_after (*stopped: why it ended early, else NULL). */
+/* Collective. Trains from r->progress.step to the end of the run, logging, evaluating and writing checkpoints on the way and at
+ * the end. 0: the run is complete, or has reached train.stop_after (*stopped: why it ended early, else NULL). */
 int train_loop(run *r, const run_plan *plan, metrics *m, const char **stopped, error *err);
 
 #endif

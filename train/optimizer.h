@@ -1,7 +1,7 @@
 /* optimizer.h: a training step's end: gradients reduced over the ranks, clipped, AdamW on this rank's shard, parameters gathered.
  *
- * ZeRO-1 [Rajbhandari et al. 2020]: each rank owns an equal part of every bucket of the registry, and keeps master weights, m and v of
- * that part alone. */
+ * ZeRO-1 [Rajbhandari et al. 2020]: each rank owns an equal part of every bucket of the registry, and keeps master weights, m and
+ * v of that part alone. */
 #ifndef MOBILELLM_TRAIN_OPTIMIZER_H
 #define MOBILELLM_TRAIN_OPTIMIZER_H
 
@@ -28,8 +28,8 @@ void optimizer_close(optimizer *o);
 /* Sums the gradients of a group over the ranks: what model_hooks.gradients_final calls in the last micro-batch of a step. */
 void optimizer_reduce_group(void *optimizer, int group);
 
-/* After all groups were reduced: clips, updates, gathers. grad_norm: before clipping, over all ranks. When it is not finite nothing
- * is changed and *stepped is false. */
+/* After all groups were reduced: clips, updates, gathers. grad_norm: before clipping, over all ranks. When it is not finite
+ * nothing is changed and *stepped is false. */
 int optimizer_step(optimizer *o, const run_config *c, double lr, double *grad_norm, bool *stepped, error *err);
 
 /* fp32 master weights from the parameters as they are (exact where those were just read from fp32). */

@@ -1,5 +1,5 @@
-/* peak.c: the two widest products of a layer, gate|up and the head's chunk. Best of a fifth of a second: the first call builds the plan, and others may be
- * disturbed. */
+/* peak.c: the two widest products of a layer, gate|up and the head's chunk. Best of a fifth of a second: the first call builds
+ * the plan, and others may be disturbed. */
 #include "train/peak.h"
 
 #include "model/passes.h"

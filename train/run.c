@@ -12,13 +12,17 @@ int64_t run_steps(const run_config *c) { return (c->train.tokens + c->batch.toke
 
 static model_options options_of(const run_config *c, int n_ranks, int rows_per_rank) {
     int micro = c->batch.micro < rows_per_rank ? c->batch.micro : rows_per_rank;
-    return (model_options){
-        .x = (dtype)c->dtype, .B = micro, .T = c->data.seq_len, .head_chunk = c->batch.head_chunk, .ways = n_ranks, .training = true};
+    return (model_options){.x = (dtype)c->dtype,
+                           .B = micro,
+                           .T = c->data.seq_len,
+                           .head_chunk = c->batch.head_chunk,
+                           .ways = n_ranks,
+                           .training = true};
 }
 
 /* The same calls plan a run (dry arena) and open it. */
-static int lay_out(model *m, optimizer *o, const run_config *c, const run_plan *plan, const ranks *world, const ops *op, backend *b,
-                   arena *a, error *err) {
+static int lay_out(model *m, optimizer *o, const run_config *c, const run_plan *plan, const ranks *world, const ops *op,
+                   backend *b, arena *a, error *err) {
     model_options options = options_of(c, plan->ranks, plan->rows_per_rank);
     if (model_open(m, &c->model, &options, op, b, a, err)) return -1;
     return optimizer_open(o, m, world, a, err);
@@ -53,10 +57,11 @@ static int check_memory(const run_plan *plan, const ranks *world, error *err) {
     size_t available = system_memory_available() / (size_t)world->local_size;
     if (plan->arena.peak <= available) return 0;
     char need[16], have[16];
-    return error_set(err, STATUS_RESOURCE,
-                     "the run needs %s a rank, and this machine has %s free for each of its %d: lower batch.micro or data.seq_len, "
-                     "use more machines, or see `mobilellm plan` for what takes the memory",
-                     format_bytes(need, (double)plan->arena.peak), format_bytes(have, (double)available), world->local_size);
+    return error_set(
+        err, STATUS_RESOURCE,
+        "the run needs %s a rank, and this machine has %s free for each of its %d: lower batch.micro or data.seq_len, "
+        "use more machines, or see `mobilellm plan` for what takes the memory",
+        format_bytes(need, (double)plan->arena.peak), format_bytes(have, (double)available), world->local_size);
 }
 
 int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, error *err) {

@@ -1,7 +1,7 @@
 /* state.c: a run's state into a checkpoint and back.
  *
- * Each rank writes the pieces that its optimizer owns, of the parameters too (which all ranks hold): so the file is written by all
- * ranks in equal parts. Reading asks for the pieces of the new ranks, so their number does not matter. */
+ * Each rank writes the pieces that its optimizer owns, of the parameters too (which all ranks hold): so the file is written by
+ * all ranks in equal parts. Reading asks for the pieces of the new ranks, so their number does not matter. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,8 @@ static void state_free(state_tensors *s) {
     free(s->parts);
 }
 
-/* One dataset a tensor under `folder`, with this rank's pieces of it. flat: data is indexed like the flat array, else like the shard. */
+/* One dataset a tensor under `folder`, with this rank's pieces of it. flat: data is indexed like the flat array, else like the
+ * shard. */
 static void add_folder(state_tensors *s, const run *r, const char *folder, dtype type, void *data, bool flat) {
     const registry *reg = &r->model.registry;
     const optimizer *o = &r->optimizer;
@@ -93,7 +94,8 @@ static int check_model(const run *r, const checkpoint *c, error *err) {
     return result;
 }
 
-/* All parameters, whole: every rank holds them. folder: "params", or "optimizer/master" for an fp32 run that goes on from bf16. */
+/* All parameters, whole: every rank holds them. folder: "params", or "optimizer/master" for an fp32 run that goes on from bf16.
+ */
 static int read_params(run *r, checkpoint *c, const char *folder, error *err) {
     const registry *reg = &r->model.registry;
     for (int i = 0; i < reg->n_tensors; i++) {
@@ -126,7 +128,8 @@ static int copy_progress(checkpoint_info *to, const checkpoint_info *from, error
     *to = *from;
     to->config = to->model = to->tokenizer_hash = to->lineage = to->created_by = NULL;
     to->train = to->heldout = NULL;
-    if (replace_string(&to->tokenizer_hash, from->tokenizer_hash, err) || replace_string(&to->lineage, from->lineage, err)) return -1;
+    if (replace_string(&to->tokenizer_hash, from->tokenizer_hash, err) || replace_string(&to->lineage, from->lineage, err))
+        return -1;
     if (copy_history(&to->train, &to->n_train, from->train, from->n_train, err)) return -1;
     return copy_history(&to->heldout, &to->n_heldout, from->heldout, from->n_heldout, err);
 }
@@ -135,9 +138,10 @@ static int restore_from(run *r, checkpoint *c, error *err) {
     if (check_model(r, c, err)) return -1;
     bool master_there = has_folder(c, "optimizer/master/"), master_here = r->optimizer.master != NULL;
     if (!has_folder(c, "optimizer/m/"))
-        return error_set(err, STATUS_INPUT,
-                         "%s has no optimizer state to resume from: start a new run with init.checkpoint=%s and another checkpoint.dir",
-                         checkpoint_path(c), checkpoint_path(c));
+        return error_set(
+            err, STATUS_INPUT,
+            "%s has no optimizer state to resume from: start a new run with init.checkpoint=%s and another checkpoint.dir",
+            checkpoint_path(c), checkpoint_path(c));
     if (read_params(r, c, master_there && !master_here ? "optimizer/master" : "params", err)) return -1;
     state_tensors s;
     if (state_collect(&s, r, false, master_here && master_there, err)) return -1;

@@ -22,10 +22,14 @@ void stop_watch(double time_limit) {
 
 const char *stop_reason(void) {
     switch (caught) {
-        case SIGTERM: return "SIGTERM";
-        case SIGUSR1: return "SIGUSR1";
-        case SIGINT: return "SIGINT";
-        default: break;
+        case SIGTERM:
+            return "SIGTERM";
+        case SIGUSR1:
+            return "SIGUSR1";
+        case SIGINT:
+            return "SIGINT";
+        default:
+            break;
     }
     return deadline > 0 && seconds_now() > deadline ? "the time limit (train.time_limit)" : NULL;
 }

@@ -1,7 +1,8 @@
-/* stop.h: the wishes of the world outside to end a run early: SIGTERM, SIGINT, SIGUSR1 (what Slurm and mpirun send), a time limit.
+/* stop.h: the wishes of the world outside to end a run early: SIGTERM, SIGINT, SIGUSR1 (what Slurm and mpirun send), a time
+ * limit.
  *
- * A wish is only noted; the loop looks between steps, agrees with the other ranks, writes a checkpoint and exits with STATUS_AGAIN. A
- * second SIGINT ends the program at once. */
+ * A wish is only noted; the loop looks between steps, agrees with the other ranks, writes a checkpoint and exits with
+ * STATUS_AGAIN. A second SIGINT ends the program at once. */
 #ifndef MOBILELLM_TRAIN_STOP_H
 #define MOBILELLM_TRAIN_STOP_H
 

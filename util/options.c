@@ -33,7 +33,8 @@ static int set(const command_option *o, const char *text, error *err) {
     int64_t whole = 0;
     bool bounded = o->min != 0 || o->max != 0;
     if (!number_read_double(&number, text) || (o->kind == OPTION_INTEGER && !number_read_int64(&whole, text)))
-        return error_set(err, STATUS_USAGE, "--%s %s: expected a %snumber", o->name, text, o->kind == OPTION_INTEGER ? "whole " : "");
+        return error_set(err, STATUS_USAGE, "--%s %s: expected a %snumber", o->name, text,
+                         o->kind == OPTION_INTEGER ? "whole " : "");
     if (bounded && !(number >= o->min && number <= o->max))
         return error_set(err, STATUS_USAGE, "--%s %s: expected %g to %g", o->name, text, o->min, o->max);
     if (o->kind == OPTION_INTEGER)

@@ -82,9 +82,14 @@ sanitize: setup ## only the ASan and UBSan part of `make test`
 
 test-programs: $(C_TESTS)
 
-demo: setup ## the whole pipeline on a small model and real text, in minutes on two cores
+demo: ## the whole pipeline on a small model and real text, in minutes on two cores
+	@scripts/setup.sh build test demo
 	@$(SUBMAKE) all
 	@scripts/demo.sh
+
+bench: setup ## speed and memory of whole training steps on this machine, as a table
+	@$(SUBMAKE) all
+	@$(PYTHON) scripts/bench/train.py
 
 coverage: setup ## lines of C that the C tests reach
 	@scripts/setup.sh coverage
@@ -105,6 +110,6 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 FORCE:
-.PHONY: all setup test sanitize test-programs demo coverage format lint clean help FORCE
+.PHONY: all setup test sanitize test-programs demo bench coverage format lint clean help FORCE
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

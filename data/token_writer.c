@@ -1,7 +1,8 @@
 /* token_writer.c: a stream of ids to a Megatron-LM indexed dataset.
  *
- * Only the lengths of the sequences and the boundaries of the documents are held in memory, 12 bytes or so a document: the index
- * goes before nothing, but its parts are arrays one after another and cannot be written as the data comes. */
+ * The ids go to disk as they come. Of the index only the lengths of the sequences and the boundaries of the documents are held in
+ * memory, 12 bytes a document: its parts are arrays one after another, whose places depend on how many sequences there will be.
+ */
 #include "data/token_writer.h"
 
 #include <assert.h>

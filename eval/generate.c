@@ -38,7 +38,7 @@ static int parse(generate_options *o, int argc, char **argv, int *helped, error 
     if (options_parse(table,
                       "Usage: mobilellm generate CHECKPOINT --prompt TEXT | --prompt-tokens IDS [options]\n\n"
                       "Continues a text. With a vocabulary other than bytes, token ids go in and out:\n"
-                      "  data/prepare.py encode TOKENIZER TEXT and data/prepare.py decode TOKENIZER IDS translate.\n",
+                      "  data/prepare.py encode and decode, with --tokenizer FILE, translate.\n",
                       argc, argv, &n_rest, helped, err))
         return -1;
     if (*helped) return 0;

@@ -12,6 +12,10 @@ export OMPI_MCA_rmaps_base_oversubscribe=1 # machines with one core
 ranks() { mpirun -q -np 2 --bind-to none "$@"; }
 export OMP_NUM_THREADS=$(( $(nproc) > 2 ? $(nproc) / 2 : 1 ))
 
+dtype=f32 # bf16 needs AVX-512
+if grep -qw avx512bw /proc/cpuinfo; then dtype=bf16; fi
+train() { ranks $mobilellm train configs/runs/demo.yaml dtype=$dtype "$@"; }
+
 say() { printf '\n\033[1m== %s\033[0m  [%d s]\n' "$*" $((SECONDS - started)); }
 figure() { $python -c 'import json,sys; print(json.load(open(sys.argv[1]))["total"][sys.argv[2]])' "$out/eval.json" "$1"; }
 
@@ -29,14 +33,14 @@ $mobilellm data info "$out/train" "$out/heldout"
 say "training: 2 ranks, stopped half-way"
 rm -rf "$out/run" "$out/again"
 steps=$($mobilellm plan configs/runs/demo.yaml --json | $python -c 'import json,sys; print(json.load(sys.stdin)["steps"])')
-half=$((steps / 2)) every=25
+every=100 half=$((steps / 2))
 before=$(((half - 1) / every * every)) # the last checkpoint before the stop
-ranks $mobilellm train configs/runs/demo.yaml checkpoint.every=$every train.stop_after=$half
+train checkpoint.every=$every train.stop_after=$half
 
 say "is a resumed run the same run? from the checkpoint of step $before on once more: the same bits at step $half?"
 mkdir "$out/again"
 cp "$out/run/$(printf 'step_%010d.h5' "$before")" "$out/again/"
-ranks $mobilellm train configs/runs/demo.yaml checkpoint.dir="$out/again" train.stop_after=$half --resume > "$out/again.log"
+train checkpoint.dir="$out/again" train.stop_after=$half --resume > "$out/again.log"
 $python - "$mobilellm" "$out" <<'EOF'
 import json, subprocess, sys
 crcs = [{t["path"]: t["crc32"] for t in json.loads(subprocess.check_output([sys.argv[1], "inspect", f"{sys.argv[2]}/{run}", "--json"]))["tensors"]}
@@ -46,11 +50,11 @@ print(f"yes: all {len(crcs[0])} tensors, optimizer state included, are bit-equal
 EOF
 
 say "training: resumed to the end"
-ranks $mobilellm train configs/runs/demo.yaml --resume
+train --resume
 
 say "held-out text"
 ranks $mobilellm eval "$out/run" --data "$out/heldout" --json > "$out/eval.json"
-$mobilellm inspect "$out/run" --verify | head -9
+$mobilellm inspect "$out/run" --verify | sed -n 1,9p
 $python scripts/plot.py "$out/run" -o "$out/curve.png"
 
 say "a sample: the model goes on from \"The ship\""

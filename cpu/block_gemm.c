@@ -120,7 +120,7 @@ static dnnl_status_t make_product(block_gemm *g) {
     const block_gemm_shape *s = &g->shape;
     onednn_matrix matrices[3] = {dense(s->M, s->K, s->transpose_a, s->x), dense(s->K, s->N, s->transpose_b, s->x),
                                  dense(s->M, s->N, false, DTYPE_F32)};
-    size_t scratchpad_bytes;
+    size_t scratchpad_bytes = 0;
     int threads = omp_get_max_threads();
     omp_set_num_threads(1); /* what the primitive is made for */
     dnnl_status_t failed =

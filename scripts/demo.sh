@@ -8,8 +8,8 @@ out=build/demo python=build/venv/bin/python mobilellm=build/mobilellm
 started=$SECONDS
 
 if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
-export OMPI_MCA_rmaps_base_oversubscribe=1 # machines with one core
-ranks() { mpirun -q -np 2 --bind-to none "$@"; }
+export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe # for machines with one core
+ranks() { mpirun -np 2 --bind-to none "$@"; }
 export OMP_NUM_THREADS=$(( $(nproc) > 2 ? $(nproc) / 2 : 1 ))
 
 dtype=f32 # bf16 needs AVX-512
@@ -17,12 +17,27 @@ if grep -qw avx512bw /proc/cpuinfo; then dtype=bf16; fi
 train() { ranks $mobilellm train configs/runs/demo.yaml dtype=$dtype "$@"; }
 
 say() { printf '\n\033[1m== %s\033[0m  [%d s]\n' "$*" $((SECONDS - started)); }
+
+# The dictionary's files: the system's, or unpacked from the package (which, installed, would bring a dictionary server along).
+find_dictionary() {
+    dictionary=/usr/share/dictd
+    if [ -e $dictionary/gcide.dict.dz ]; then return; fi
+    dictionary=$out/package/usr/share/dictd
+    if [ -e "$dictionary/gcide.dict.dz" ]; then return; fi
+    echo "demo: downloading Debian's package dict-gcide into $out, without installing it"
+    (cd "$out" && rm -f dict-gcide_*.deb && apt-get -qq download dict-gcide && dpkg-deb -x dict-gcide_*.deb package) || {
+        echo "demo: dict-gcide cannot be had from apt: is it in this release, and has apt-get update been run?" >&2
+        exit 1
+    }
+}
+
 figure() { $python -c 'import json,sys; print(json.load(open(sys.argv[1]))["total"][sys.argv[2]])' "$out/eval.json" "$1"; }
 
 mkdir -p "$out"
 if [ ! -s "$out/train.idx" ] || [ ! -s "$out/heldout.idx" ]; then
     say "text: the Collaborative International Dictionary of English (package dict-gcide, GPL-2+), entries shuffled and split"
-    $python data/prepare.py gcide --out "$out"
+    find_dictionary
+    $python data/prepare.py gcide --out "$out" --dictionary "$dictionary/gcide.dict.dz" --index "$dictionary/gcide.index"
     say "tokens: a byte-level BPE of 8,192 trained on the training text"
     $python data/prepare.py tokenizer --vocab-size 8192 --out "$out/tokenizer.json" "$out/train.jsonl"
     $python data/prepare.py text --tokenizer "$out/tokenizer.json" --out "$out/train" "$out/train.jsonl"

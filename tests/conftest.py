@@ -20,7 +20,7 @@ if os.geteuid() == 0:
 
 def command(*args, ranks=0):
     """The program's command line; ranks 0: without mpirun."""
-    launcher = ["mpirun", "-q", "-np", str(ranks), "--bind-to", "none"] if ranks else []
+    launcher = ["mpirun", "-np", str(ranks), "--bind-to", "none"] if ranks else []
     return [*launcher, str(BINARY), *map(str, args)]
 
 

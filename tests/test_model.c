@@ -367,7 +367,8 @@ static void check_hooks(const char *name) {
     for (int i = 0; i < L + 2; i++) assert_int_equal(log.final[i], L + 1 - i);
     assert_memory_equal(log.snapshot, t.net.m.grads, bytes);
 
-    /* Forward: the embedding, the layers, the head, which when tied is the embedding again. Backward: the layers from the last. */
+    /* Forward: the embedding, the layers, the head, which when tied is the embedding again. Backward: the layers from the last.
+     */
     int tied = t.net.m.config.tie_embeddings;
     assert_int_equal(log.n_needed, 2 * L + 2 + tied);
     for (int i = 0; i < L + 2; i++) assert_int_equal(log.needed[i], i);

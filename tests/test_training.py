@@ -97,12 +97,14 @@ def test_kill_at_random_moments_and_resume_is_bit_equal(start):
     assert losses(whole) == losses(killed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_writes_a_checkpoint_and_exits_with_75(start, number):
+@pytest.mark.parametrize("number, ranks", [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 0), (signal.SIGUSR1, 2)])
+def test_a_signal_writes_a_checkpoint_and_exits_with_75(start, number, ranks):
+    """Under mpirun SIGUSR1 is the signal that is passed on to the ranks."""
     whole, arguments = start("whole", train__tokens=384 * 200, train__log_every=50)
-    run(*arguments)
+    run(*arguments, ranks=ranks)
     stopped, arguments = start("stopped", train__tokens=384 * 200, train__log_every=50)
-    child = subprocess.Popen(command(*arguments), cwd=ROOT, env={**ENV, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command(*arguments, ranks=ranks), cwd=ROOT, env={**ENV, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+                             text=True)
     for line in child.stdout:
         if line.startswith("step"):
             child.send_signal(number)
@@ -110,7 +112,7 @@ def test_a_signal_writes_a_checkpoint_and_exits_with_75(start, number):
     rest = child.stdout.read()
     assert child.wait(timeout=30) == 75, rest
     assert number.name in rest and newest(stopped).exists()
-    run(*arguments, "--resume")
+    run(*arguments, "--resume", ranks=ranks)
     assert same_bits(newest(whole), newest(stopped))
 
 

@@ -1,8 +1,7 @@
 /* load.c: config from the file, memory from a dry run, parameters read straight into their places. */
 #include "eval/load.h"
 
-#include <stdio.h>
-
+#include "checkpoint/params.h"
 #include "util/system.h"
 
 static int read_model_config(model_config *c, const checkpoint *from, error *err) {
@@ -10,19 +9,6 @@ static int read_model_config(model_config *c, const checkpoint *from, error *err
     if (config_read(c, model_config_keys, checkpoint_path(from), about->model, NULL, 0, err) ||
         model_config_check(c, "model", err))
         return error_prefix(err, "%s: the network it describes", checkpoint_path(from));
-    return 0;
-}
-
-static int read_params(loaded_model *l, error *err) {
-    const registry *reg = &l->model.registry;
-    for (int i = 0; i < reg->n_tensors; i++) {
-        const tensor *t = &reg->tensors[i];
-        checkpoint_part whole = {0, t->count, (char *)l->model.params + (size_t)t->offset * dtype_size(l->model.options.x)};
-        checkpoint_tensor read = {
-            .type = l->model.options.x, .n_axes = t->n_axes, .shape = {t->shape[0], t->shape[1]}, .n_parts = 1, .parts = &whole};
-        snprintf(read.path, sizeof read.path, "params/%s", t->name);
-        if (checkpoint_read(l->checkpoint, &read, err)) return -1;
-    }
     return 0;
 }
 
@@ -40,7 +26,7 @@ static int open_model(loaded_model *l, const model_config *c, const model_option
     if (!l->memory) return -1;
     arena real = arena_on(l->memory, plan.peak);
     if (model_open(&l->model, c, o, l->ops, l->backend, &real, err)) return -1;
-    return read_params(l, err);
+    return checkpoint_read_params(l->checkpoint, &l->model, "params", err);
 }
 
 /* The dtype of the parameters in the file. */

@@ -72,6 +72,19 @@ def test_stop_and_resume_is_bit_equal(start, dtype):
         assert (f["history/train"][()] == g["history/train"][()]).all()
 
 
+@pytest.mark.parametrize("before, after", [("f32", "bf16"), ("bf16", "f32")])
+def test_a_run_may_go_on_in_the_other_dtype(start, before, after):
+    """From bf16 to f32 the master weights become the parameters; from f32 to bf16 the parameters become master weights."""
+    whole, arguments = start("whole", dtype=before)
+    run(*arguments)
+    halves, arguments = start("halves")
+    run(*arguments, f"dtype={before}", "train.stop_after=10")
+    run(*arguments, f"dtype={after}", "--resume")
+    assert losses(halves)[11] == pytest.approx(losses(whole)[11], rel=2e-3)
+    assert losses(halves)[20] == pytest.approx(losses(whole)[20], rel=5e-3)
+    assert ("optimizer/master/model.norm.weight" in tensors(newest(halves))) == (after == "bf16")
+
+
 def kill_after(arguments, seconds, number, ranks=0):
     child = subprocess.Popen(command(*arguments, ranks=ranks), cwd=ROOT, env={**ENV, "OMP_NUM_THREADS": "1"},
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoint/params.h"
 #include "train/run.h"
 
 #ifndef MOBILELLM_VERSION
@@ -94,21 +95,6 @@ static int check_model(const run *r, const checkpoint *c, error *err) {
     return result;
 }
 
-/* All parameters, whole: every rank holds them. folder: "params", or "optimizer/master" for an fp32 run that goes on from bf16.
- */
-static int read_params(run *r, checkpoint *c, const char *folder, error *err) {
-    const registry *reg = &r->model.registry;
-    for (int i = 0; i < reg->n_tensors; i++) {
-        const tensor *t = &reg->tensors[i];
-        checkpoint_part whole = {0, t->count, (char *)r->model.params + (size_t)t->offset * dtype_size(r->model.options.x)};
-        checkpoint_tensor read = {
-            .type = r->model.options.x, .n_axes = t->n_axes, .shape = {t->shape[0], t->shape[1]}, .n_parts = 1, .parts = &whole};
-        snprintf(read.path, sizeof read.path, "%s/%s", folder, t->name);
-        if (checkpoint_read(c, &read, err)) return -1;
-    }
-    return 0;
-}
-
 static bool has_folder(const checkpoint *c, const char *folder) {
     for (int i = 0; i < checkpoint_n_tensors(c); i++)
         if (strncmp(checkpoint_tensor_at(c, i)->path, folder, strlen(folder)) == 0) return true;
@@ -142,7 +128,7 @@ static int restore_from(run *r, checkpoint *c, error *err) {
             err, STATUS_INPUT,
             "%s has no optimizer state to resume from: start a new run with init.checkpoint=%s and another checkpoint.dir",
             checkpoint_path(c), checkpoint_path(c));
-    if (read_params(r, c, master_there && !master_here ? "optimizer/master" : "params", err)) return -1;
+    if (checkpoint_read_params(c, &r->model, master_there && !master_here ? "optimizer/master" : "params", err)) return -1;
     state_tensors s;
     if (state_collect(&s, r, false, master_here && master_there, err)) return -1;
     int result = 0;
@@ -168,7 +154,7 @@ static int init_from_checkpoint(run *r, error *err) {
     if (checkpoint_open(&c, r->config.init.checkpoint, err)) return -1;
     int result = check_model(r, c, err);
     if (result == 0) result = checkpoint_verify(c, r->ranks->rank, r->ranks->size, err);
-    if (result == 0) result = read_params(r, c, "params", err);
+    if (result == 0) result = checkpoint_read_params(c, &r->model, "params", err);
     snprintf(lineage, sizeof lineage, "weights of %s, step %lld (%s)", checkpoint_path(c), (long long)checkpoint_about(c)->step,
              checkpoint_about(c)->lineage);
     checkpoint_close(c);

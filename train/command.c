@@ -224,11 +224,11 @@ static int run_to_end(run *r, const run_plan *plan, const char *resumed, error *
 static int bring_up(run *r, const train_options *o, const run_config *c, const run_plan *plan, error *err) {
     const ranks *world = r->ranks;
     char resumed[4096];
+    stop_watch(c->train.time_limit);
     if (ranks_agree(world, start_state(r, o, resumed, err), err)) return -1;
     if (ranks_agree(world, note_tokenizer(r, err) || open_loader(r, err) ? -1 : 0, err)) return -1;
     r->gemm_peak = peak_measure(&r->model);
     ranks_sum_double(world, &r->gemm_peak, 1);
-    stop_watch(c->train.time_limit);
     return run_to_end(r, plan, resumed, err);
 }
 

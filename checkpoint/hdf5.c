@@ -2,7 +2,6 @@
 #include "checkpoint/hdf5.h"
 
 #include <assert.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,6 +75,22 @@ int h5_select(hid_t space, int n_axes, const int64_t *shape, int64_t first, int6
     return add_block(space, 2, (int64_t[]){below + rows, 0}, (int64_t[]){1, tail});
 }
 
+bool h5_is_whole(hid_t dataset, int64_t bytes) {
+    if (bytes == 0) return true;
+    haddr_t at = H5Dget_offset(dataset);
+    hsize_t file_bytes = 0;
+    hid_t file = H5Iget_file_id(dataset);
+    bool known = file >= 0 && H5Fget_filesize(file, &file_bytes) >= 0;
+    if (file >= 0) H5Fclose(file);
+    return known && at != HADDR_UNDEF && H5Dget_storage_size(dataset) == (hsize_t)bytes && at < file_bytes &&
+           (hsize_t)bytes <= file_bytes - at;
+}
+
+bool h5_is_member(hid_t group, const char *name) {
+    H5L_info_t info;
+    return H5Lget_info(group, name, &info, H5P_DEFAULT) >= 0 && info.type == H5L_TYPE_HARD;
+}
+
 static int put(hid_t object, const char *name, hid_t type, const void *value) {
     int result = -1;
     hid_t space = H5Screate(H5S_SCALAR), attribute = H5I_INVALID_HID;
@@ -114,11 +129,10 @@ static int get(hid_t object, const char *name, hid_t type, void *value) {
 int h5_get_int64(hid_t object, const char *name, int64_t *value) { return get(object, name, H5T_STD_I64LE, value); }
 int h5_get_crc(hid_t object, const char *name, uint32_t *value) { return get(object, name, H5T_STD_U32LE, value); }
 
-static char *get_string_as(hid_t object, const char *name, hid_t type) {
-    char *text = NULL;
-    if (H5Tis_variable_str(type) > 0) return get(object, name, type, &text) < 0 ? NULL : text;
-    size_t size = H5Tget_size(type);
-    text = calloc(size + 1, 1);
+/* The text of an attribute that is a string of fixed length. */
+static char *get_text(hid_t object, const char *name, hid_t type) {
+    if (H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type) != 0) return NULL;
+    char *text = calloc(H5Tget_size(type) + 1, 1);
     if (text && get(object, name, type, text) >= 0) return text;
     free(text);
     return NULL;
@@ -129,8 +143,10 @@ char *h5_get_string(hid_t object, const char *name) {
     hid_t attribute = H5Aopen(object, name, H5P_DEFAULT), type = H5I_INVALID_HID;
     if (attribute < 0) return NULL;
     type = H5Aget_type(attribute);
-    if (type >= 0 && H5Tget_class(type) == H5T_STRING) text = get_string_as(object, name, type);
-    if (type >= 0) H5Tclose(type);
+    if (type >= 0) {
+        text = get_text(object, name, type);
+        H5Tclose(type);
+    }
     H5Aclose(attribute);
     return text;
 }

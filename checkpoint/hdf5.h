@@ -6,6 +6,7 @@
 #define MOBILELLM_CHECKPOINT_HDF5_H
 
 #include <hdf5.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -29,9 +30,16 @@ hid_t h5_history_type(void);
 /* Adds elements [first, first + count), in row-major order, of a dataset of 1 or 2 axes to the selection of `space`. */
 int h5_select(hid_t space, int n_axes, const int64_t *shape, int64_t first, int64_t count);
 
+/* Do the dataset's `bytes` bytes lie in its file, one after another? Not so if they are in chunks, in another file, or nowhere
+ * yet: then a few bytes of a file could stand for any number of them. */
+bool h5_is_whole(hid_t dataset, int64_t bytes);
+
+/* Is `name` a member of the group itself, and no link to one elsewhere or in another file? */
+bool h5_is_member(hid_t group, const char *name);
+
 /* Attributes: 64-bit integers, 32-bit checksums, and UTF-8 strings. A string has its own length, so that it lies in the object
- * header, under that one's checksum; one that HDF5 gives as variable-length is read as well (NULL on failure; else freed by the
- * caller). */
+ * header, under that one's checksum; one of variable length lies in a heap without, where damage hangs HDF5, and is not read
+ * (NULL on failure; else freed by the caller). */
 int h5_put_int64(hid_t object, const char *name, int64_t value);
 int h5_put_crc(hid_t object, const char *name, uint32_t value);
 int h5_put_string(hid_t object, const char *name, const char *text);

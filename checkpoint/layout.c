@@ -26,31 +26,54 @@ enum { METADATA_BYTES = 4096 }; /* of a dataset, generously */
 
 int64_t dataset_count(const dataset *d) { return d->n_axes == 1 ? d->shape[0] : d->shape[0] * d->shape[1]; }
 
-/* Makes the groups that `path` lies in. They keep the order in which things were put into them. */
-static int make_groups(hid_t file, const char *path) {
+/* How many datasets lie in a group itself, and the longest of their names. */
+static unsigned count_links(const char *group, const dataset *sets, int n, unsigned *longest) {
+    unsigned links = 0;
+    size_t length = strlen(group);
+    for (int i = 0; i < n; i++) {
+        if (strncmp(sets[i].path, group, length) != 0 || sets[i].path[length] != '/') continue;
+        const char *name = sets[i].path + length + 1;
+        if (strchr(name, '/')) continue;
+        links++;
+        if (strlen(name) > *longest) *longest = (unsigned)strlen(name);
+    }
+    return links;
+}
+
+/* Groups keep the order in which things were put into them, and their links stay in their headers, under one checksum, however
+ * many: damage to the heap and the trees that HDF5 would move them to crashes its readers. A header has room for all of them from
+ * the start: one that grows takes time with the cube of their number. */
+static hid_t make_group(hid_t file, const char *group, const dataset *sets, int n) {
+    enum { MOST = 65535, GROUPS = 4 }; /* the most links that HDF5 takes so; a model has some hundreds. Groups within a group */
+    unsigned longest = sizeof "heldout", links = count_links(group, sets, n, &longest) + GROUPS;
+    hid_t made = -1, properties = H5Pcreate(H5P_GROUP_CREATE);
+    if (properties >= 0 && H5Pset_obj_track_times(properties, 0) >= 0 && H5Pset_link_phase_change(properties, MOST, 0) >= 0 &&
+        H5Pset_est_link_info(properties, links < MOST ? links : MOST, longest) >= 0 &&
+        H5Pset_link_creation_order(properties, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED) >= 0)
+        made = H5Gcreate2(file, group, H5P_DEFAULT, properties, H5P_DEFAULT);
+    if (properties >= 0) H5Pclose(properties);
+    return made;
+}
+
+/* Makes the groups that `path` lies in, where they are missing. */
+static int make_groups(hid_t file, const char *path, const dataset *sets, int n) {
     char group[sizeof((checkpoint_tensor *)0)->path];
-    hid_t properties = H5Pcreate(H5P_GROUP_CREATE);
-    int result = properties < 0 || H5Pset_obj_track_times(properties, 0) < 0 ||
-                         H5Pset_link_creation_order(properties, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED) < 0
-                     ? -1
-                     : 0;
-    for (const char *slash = strchr(path, '/'); result == 0 && slash; slash = strchr(slash + 1, '/')) {
+    for (const char *slash = strchr(path, '/'); slash; slash = strchr(slash + 1, '/')) {
         snprintf(group, sizeof group, "%.*s", (int)(slash - path), path);
         if (H5Lexists(file, group, H5P_DEFAULT) > 0) continue;
-        hid_t made = H5Gcreate2(file, group, H5P_DEFAULT, properties, H5P_DEFAULT);
-        if (made < 0 || H5Gclose(made) < 0) result = -1;
+        hid_t made = make_group(file, group, sets, n);
+        if (made < 0 || H5Gclose(made) < 0) return -1;
     }
-    if (properties >= 0) H5Pclose(properties);
-    return result;
+    return 0;
 }
 
 /* Contiguous, its space taken now, nothing written to it: all of it will be, by the ranks. */
-static int make_dataset(hid_t file, const dataset *d) {
+static int make_dataset(hid_t file, const dataset *d, const dataset *sets, int n) {
     hsize_t shape[2] = {(hsize_t)d->shape[0], d->n_axes == 2 ? (hsize_t)d->shape[1] : 1};
     hid_t type = d->is_history ? h5_history_type() : h5_type(d->type);
     hid_t space = H5Screate_simple(d->n_axes, shape, NULL), properties = H5Pcreate(H5P_DATASET_CREATE), id = -1;
     int result = -1;
-    if (type >= 0 && space >= 0 && properties >= 0 && make_groups(file, d->path) == 0 &&
+    if (type >= 0 && space >= 0 && properties >= 0 && make_groups(file, d->path, sets, n) == 0 &&
         H5Pset_obj_track_times(properties, 0) >= 0 && H5Pset_layout(properties, H5D_CONTIGUOUS) >= 0 &&
         H5Pset_alloc_time(properties, H5D_ALLOC_TIME_EARLY) >= 0 && H5Pset_fill_time(properties, H5D_FILL_TIME_NEVER) >= 0)
         id = H5Dcreate2(file, d->path, type, space, H5P_DEFAULT, properties, H5P_DEFAULT);
@@ -161,7 +184,7 @@ static int describe_file(const char *path, const checkpoint_info *info, const da
     hid_t file = create_file(name);
     unlink(name);
     int result = file < 0 ? -1 : put_info(file, info, sets, n);
-    for (int i = 0; result == 0 && i < n; i++) result = make_dataset(file, &sets[i]);
+    for (int i = 0; result == 0 && i < n; i++) result = make_dataset(file, &sets[i], sets, n);
     if (file >= 0 && H5Fclose(file) < 0) result = -1;
     h5_listen(NULL);
     if (result == 0) return memory;

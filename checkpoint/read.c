@@ -159,16 +159,20 @@ static int describe(const checkpoint *c, hid_t id, checkpoint_tensor *t, uint32_
     bool is_f32 = H5Tequal(type, f32) > 0, is_bf16 = H5Tequal(type, half) > 0;
     t->n_axes = n_axes;
     t->type = is_f32 ? DTYPE_F32 : DTYPE_BF16;
-    int fits = (n_axes == 1 || n_axes == 2) && (is_f32 || is_bf16) && H5Sget_simple_extent_dims(space, shape, NULL) >= 0 &&
-               count_elements(n_axes, shape, dtype_size(t->type)) > 0;
+    int64_t count = (n_axes == 1 || n_axes == 2) && (is_f32 || is_bf16) && H5Sget_simple_extent_dims(space, shape, NULL) >= 0
+                        ? count_elements(n_axes, shape, dtype_size(t->type))
+                        : -1;
+    int fits = count > 0 && h5_is_whole(id, count * (int64_t)dtype_size(t->type));
     for (int i = 0; fits && i < n_axes; i++) t->shape[i] = (int64_t)shape[i];
     if (type >= 0) H5Tclose(type);
     if (space >= 0) H5Sclose(space);
     H5Tclose(f32);
     H5Tclose(half);
     if (!fits)
-        return error_set(err, STATUS_INPUT, "%s: %s is not an array of f32 or bf16 of one or two axes, as the format wants.\n%s",
-                         c->path, t->path, other_file);
+        return error_set(
+            err, STATUS_INPUT,
+            "%s: %s is not an array of f32 or bf16 of one or two axes that lies whole in the file, as the format wants.\n%s",
+            c->path, t->path, other_file);
     return h5_get_crc(id, FORMAT_CRC, crc) < 0 ? missing(c, FORMAT_CRC, err) : 0;
 }
 
@@ -214,6 +218,7 @@ static int list_tensors(checkpoint *c, error *err) {
     static const char *const groups[] = {"params", "optimizer"};
     for (int i = 0; i < 2; i++) {
         if (H5Lexists(c->file, groups[i], H5P_DEFAULT) == 0) continue;
+        if (!h5_is_member(c->file, groups[i])) return damaged(c, groups[i], err);
         hid_t group = H5Gopen2(c->file, groups[i], H5P_DEFAULT);
         visit v = {c, groups[i], err};
         err->text[0] = '\0'; /* filled in by the visit if that is what fails */
@@ -255,8 +260,10 @@ static int read_rows(const checkpoint *c, hid_t id, const char *path, history_ro
     hid_t type = h5_history_type(), stored = H5Dget_type(id), space = H5Dget_space(id);
     int result = -1;
     if (H5Tequal(type, stored) <= 0 || H5Sget_simple_extent_ndims(space) != 1 ||
-        H5Sget_simple_extent_dims(space, shape, NULL) < 0 || (*n = count_elements(1, shape, sizeof(history_row))) < 0)
-        error_set(err, STATUS_INPUT, "%s: %s is not a table of step, tokens, loss, lr, grad_norm.\n%s", c->path, path,
+        H5Sget_simple_extent_dims(space, shape, NULL) < 0 || (*n = count_elements(1, shape, sizeof(history_row))) < 0 ||
+        !h5_is_whole(id, *n * (int64_t)sizeof(history_row)))
+        error_set(err, STATUS_INPUT,
+                  "%s: %s is not a table of step, tokens, loss, lr, grad_norm that lies whole in the file.\n%s", c->path, path,
                   other_file);
     else if (h5_get_crc(id, FORMAT_CRC, &crc) < 0)
         missing(c, FORMAT_CRC, err);
@@ -275,7 +282,7 @@ static int read_rows(const checkpoint *c, hid_t id, const char *path, history_ro
 }
 
 static int read_history(checkpoint *c, const char *path, history_row **rows, int64_t *n, error *err) {
-    hid_t id = H5Dopen2(c->file, path, H5P_DEFAULT);
+    hid_t id = h5_is_member(c->file, "history") && h5_is_member(c->file, path) ? H5Dopen2(c->file, path, H5P_DEFAULT) : -1;
     if (id < 0) return damaged(c, path, err);
     int result = read_rows(c, id, path, rows, n, err);
     H5Dclose(id);

@@ -13,7 +13,7 @@ folders=(util ranks cpu cuda model checkpoint data eval distill train)
 shopt -s nullglob
 c_files=(mobilellm.c)
 for folder in "${folders[@]}"; do c_files+=("$folder"/*.c); done
-all_files=("${c_files[@]}" ops.h tests/*.[ch])
+all_files=("${c_files[@]}" ops.h tests/*.[ch] tests/fuzz/*.[ch])
 for folder in "${folders[@]}"; do all_files+=("$folder"/*.h "$folder"/*.cu "$folder"/*.cuh); done
 
 if [[ $1 == format ]]; then

@@ -536,6 +536,97 @@ static void damage_in_a_tensor_is_found_and_named(void **state) {
     checkpoint_close(c);
 }
 
+/* Puts a dataset of f32 that is made as `properties` say in the place of one, checksum included. */
+static void replace_dataset(hid_t file, const char *path, hsize_t elements, hid_t properties) {
+    uint32_t crc = 0;
+    H5Ldelete(file, path, H5P_DEFAULT);
+    hid_t space = H5Screate_simple(1, &elements, NULL), scalar = H5Screate(H5S_SCALAR);
+    hid_t id = H5Dcreate2(file, path, H5T_IEEE_F32LE, space, H5P_DEFAULT, properties, H5P_DEFAULT);
+    hid_t a = H5Acreate2(id, "crc32", H5T_STD_U32LE, scalar, H5P_DEFAULT, H5P_DEFAULT);
+    assert_true(H5Awrite(a, H5T_STD_U32LE, &crc) >= 0);
+    H5Aclose(a);
+    H5Dclose(id);
+    H5Sclose(scalar);
+    H5Sclose(space);
+}
+
+/* A file of some kilobytes cannot make its reader take gigabytes or work for hours, nor look into another file, nor into a heap
+ * without checksums. */
+static void only_what_lies_whole_in_the_file_is_read(void **state) {
+    (void)state;
+    static const char *const wanted[] = {"whole in the file", "whole in the file", "whole in the file", "params cannot be read",
+                                         "`lineage` cannot be read"};
+    const char *text = "of variable length";
+    const hsize_t huge = (hsize_t)1 << 34, chunk = 1 << 20;
+    char dir[4096], path[4096];
+    error err;
+    for (int kind = 0; kind < 5; kind++) {
+        directory_for(dir, "elsewhere");
+        assert_ok(write_step(dir, 1, 1, path, &err));
+        if (r.rank == 0) {
+            hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT), properties = H5Pcreate(H5P_DATASET_CREATE);
+            if (kind == 0) H5Pset_alloc_time(properties, H5D_ALLOC_TIME_LATE);
+            if (kind == 1) H5Pset_chunk(properties, 1, &chunk);
+            if (kind == 2) H5Pset_external(properties, "/etc/passwd", 0, 4);
+            if (kind < 3) replace_dataset(file, "params/model.norm.weight", kind == 2 ? 1 : huge, properties);
+            if (kind == 3) {
+                H5Lmove(file, "params", file, "other", H5P_DEFAULT, H5P_DEFAULT);
+                assert_true(H5Lcreate_external(path, "/other", file, "params", H5P_DEFAULT, H5P_DEFAULT) >= 0);
+            }
+            H5Pclose(properties);
+            assert_true(H5Fclose(file) >= 0);
+        }
+        ranks_barrier(&r);
+        hid_t variable = H5Tcopy(H5T_C_S1);
+        H5Tset_size(variable, H5T_VARIABLE);
+        if (kind == 4) change_file(path, "lineage", variable, &text, NULL);
+        H5Tclose(variable);
+        assert_refused(path, path, wanted[kind]);
+        ranks_barrier(&r);
+    }
+}
+
+/* As many tensors as a real model has: HDF5 keeps many links in structures that it does not read safely when they are damaged,
+ * and must be kept from using them. */
+static void damage_anywhere_in_a_file_of_many_tensors_is_found_or_harmless(void **state) {
+    (void)state;
+    enum { MANY = 40, STRIDE = 31 };
+    char dir[4096], path[4096];
+    error err;
+    checkpoint *c;
+    checkpoint_tensor tensors[MANY];
+    float one = 1;
+    checkpoint_part part = {.first = 0, .count = 1, .data = &one};
+    directory_for(dir, "many");
+    for (int t = 0; t < MANY; t++) {
+        tensors[t] = (checkpoint_tensor){.n_axes = 1, .shape = {1}, .n_parts = r.rank == 0, .parts = &part};
+        snprintf(tensors[t].path, sizeof tensors[t].path, "params/model.layers.%d.mlp.down_proj.weight", t);
+    }
+    checkpoint_info info = make_info(1);
+    assert_ok(checkpoint_write(dir, 1, &info, tensors, MANY, &r, path, &err));
+    free(info.train);
+    ranks_barrier(&r);
+    if (r.rank != 0) return;
+
+    int fd = open(path, O_RDWR);
+    off_t bytes = lseek(fd, 0, SEEK_END);
+    int found = 0, tried = 0;
+    for (off_t at = 0; at < bytes; at += STRIDE, tried++) {
+        unsigned char was, changed;
+        assert_int_equal(pread(fd, &was, 1, at), 1);
+        changed = (unsigned char)(was ^ (1u << at % 8));
+        assert_int_equal(pwrite(fd, &changed, 1, at), 1);
+        int refused = checkpoint_open(&c, path, &err);
+        if (!refused) refused = checkpoint_verify(c, 0, 1, &err);
+        if (refused) assert_int_equal(err.code, STATUS_INPUT);
+        checkpoint_close(c);
+        found += refused != 0;
+        assert_int_equal(pwrite(fd, &was, 1, at), 1);
+    }
+    close(fd);
+    if (found < tried / 2) fail_msg("%d of %d changes were found in a file that is mostly metadata", found, tried);
+}
+
 /* All ranks come back with the reason, whichever of them met it, and what was there before still is. */
 static void a_directory_that_cannot_be_written_is_named(void **state) {
     (void)state;
@@ -633,6 +724,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_tensor_that_is_missing_or_of_another_shape_is_named),
         cmocka_unit_test(other_files_are_refused_with_the_reason),
         cmocka_unit_test(damage_in_a_tensor_is_found_and_named),
+        cmocka_unit_test(only_what_lies_whole_in_the_file_is_read),
+        cmocka_unit_test(damage_anywhere_in_a_file_of_many_tensors_is_found_or_harmless),
         cmocka_unit_test(a_directory_that_cannot_be_written_is_named),
         cmocka_unit_test(a_write_that_fails_leaves_earlier_files),
     };

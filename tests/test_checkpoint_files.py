@@ -16,9 +16,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import ENV, ROOT
+from conftest import BUILD, ENV, ROOT
 
-PROGRAM = ROOT / "build/tests/test_checkpoint"
+PROGRAM = BUILD / "tests/test_checkpoint"
 
 TENSORS = [  # path, bits of an element, shape
     ("params/model.embed_tokens.weight", 16, (37, 13)),

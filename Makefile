@@ -31,9 +31,16 @@ OBJECTS = $(SOURCES:%.c=$(BUILD)/obj/%.o)
 C_TESTS = $(patsubst %.c,$(BUILD)/%,$(wildcard $(T:%=tests/%.c)))
 PY_TESTS = $(wildcard $(T:%=tests/%.py))
 
+# ThreadSanitizer sees the threads of pthreads; OpenMP's, whose runtime it does not know, it would misread. So: the loader's.
+THREADED = BUILD=build/tsan OPT="-O1 -fsanitize=thread" T=test_loader
 SANITIZED = BUILD=build/asan OPT="-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+# Of these folders, because clang calls it an error that under its sanitizers the loops of cpu/ are not vectorised.
+FUZZED = BUILD=$(BUILD)/fuzz CC=clang FOLDERS="util ranks model checkpoint data train" OPT="-O1 -fno-omit-frame-pointer \
+         -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
+SECONDS_EACH ?= 20
 Q = $(if $(V),,@) # V=1 shows the commands
 SUBMAKE = $(MAKE) --no-print-directory -j$(JOBS)
+SANITIZED_TESTS = $(C_TESTS:$(BUILD)/%=build/asan/%) $(patsubst $(BUILD)/%,build/tsan/%,$(filter %/test_loader,$(C_TESTS)))
 PYTHON = build/venv/bin/python
 
 all: $(BUILD)/mobilellm ## build build/mobilellm (the default); ARCH=x86-64-v3 for other machines than this one
@@ -52,6 +59,10 @@ $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libmobilellm.a
 	@echo "link $@" && mkdir -p $(@D)
 	$(Q)$(CC) $(FLAGS) -o $@ $^ -lcmocka $(LIBS)
+
+$(BUILD)/fuzz_%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/libmobilellm.a
+	@echo "link $@"
+	$(Q)$(CC) $(FLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
 
 # Two files that change only when what they hold does: other flags rebuild everything, another commit only what names the version.
 $(BUILD)/flags: FORCE
@@ -74,26 +85,43 @@ setup: ## install what building, testing and the demo need and this machine lack
 test: setup ## build and run all tests, then the C tests again under ASan and UBSan; one of them: T=test_order
 	@$(SUBMAKE) $(if $(PY_TESTS),all test-programs T='test_*',test-programs)
 	@$(SUBMAKE) $(SANITIZED) test-programs
-	@$(PYTHON) tests/run.py $(C_TESTS) $(PY_TESTS) $(C_TESTS:$(BUILD)/%=build/asan/%)
+	@$(if $(filter %/test_loader,$(C_TESTS)),$(SUBMAKE) $(THREADED) test-programs)
+	@$(PYTHON) tests/run.py $(C_TESTS) $(PY_TESTS) $(SANITIZED_TESTS)
 
-sanitize: setup ## only the ASan and UBSan part of `make test`
+sanitize: setup ## only the sanitizers' part of `make test`: ASan and UBSan for all C tests, TSan for the loader
 	@$(SUBMAKE) $(SANITIZED) test-programs
-	@$(PYTHON) tests/run.py $(C_TESTS:$(BUILD)/%=build/asan/%)
+	@$(if $(filter %/test_loader,$(C_TESTS)),$(SUBMAKE) $(THREADED) test-programs)
+	@$(PYTHON) tests/run.py $(SANITIZED_TESTS)
 
 test-programs: $(C_TESTS)
+
+$(BUILD)/bench/ops: $(BUILD)/obj/scripts/bench/ops.o $(BUILD)/libmobilellm.a
+	@echo "link $@" && mkdir -p $(@D)
+	$(Q)$(CC) $(FLAGS) -o $@ $^ $(LIBS)
+
+fuzz: ## run the fuzz targets of tests/fuzz, SECONDS_EACH=20; needs clang
+	@scripts/setup.sh build fuzz
+	@$(SUBMAKE) fuzz-programs
+	@python3 tests/fuzz/run.py $(BUILD)/fuzz $(SECONDS_EACH)
+
+fuzz-programs:
+	@$(SUBMAKE) $(FUZZED) fuzz-targets
+
+fuzz-targets: $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(wildcard tests/fuzz/*.c))
 
 demo: ## the whole pipeline on a small model and real text, in minutes on two cores
 	@scripts/setup.sh build test demo
 	@$(SUBMAKE) all
 	@scripts/demo.sh
 
-bench: setup ## speed and memory of whole training steps on this machine, as a table
+bench: setup ## speed and memory of whole training steps on this machine, as a table; TORCH=1: beside PyTorch's (GBs of download)
+	@$(if $(TORCH),VENV=build/venv-torch scripts/setup.sh bench)
 	@$(SUBMAKE) all
 	@$(PYTHON) scripts/bench/train.py
 
-coverage: setup ## lines of C that the C tests reach
+coverage: setup ## lines of C that the tests reach
 	@scripts/setup.sh coverage
-	@scripts/coverage.sh $(C_TESTS:$(BUILD)/%=%)
+	@scripts/coverage.sh $(C_TESTS:$(BUILD)/%=%) $(PY_TESTS)
 
 format: ## clang-format every C and CUDA file in place
 	@scripts/setup.sh format
@@ -103,13 +131,13 @@ lint: ## formatting, clang-tidy, cppcheck, shellcheck, and that no folder includ
 	@scripts/setup.sh build format lint
 	@scripts/lint.sh check $(FLAGS)
 
-clean: ## remove what was built; build/venv stays, for it comes from the network
-	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name venv -exec rm -rf {} +; fi
+clean: ## remove what was built; Python environments stay, for they come from the network
+	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name 'venv*' -exec rm -rf {} +; fi
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 FORCE:
-.PHONY: all setup test sanitize test-programs demo bench coverage format lint clean help FORCE
+.PHONY: all setup test sanitize test-programs fuzz fuzz-programs fuzz-targets demo bench coverage format lint clean help FORCE
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -30,11 +30,10 @@ static void print_help(FILE *to) {
     for (int i = 0; i < N_COMMANDS; i++)
         fprintf(to, "  mobilellm %-9s%-48s%s\n", commands[i].name, commands[i].usage, commands[i].purpose);
     fprintf(to,
-            "\n`mobilellm COMMAND --help` tells more. Exit status: 0 done, 1 a library failed unexpectedly, 2 command line or "
-            "config,\n"
-            "3 a file is missing, damaged or does not fit, 4 memory, disk or permissions, 5 training diverged, 6 another rank "
-            "failed,\n"
-            "75 stopped early with a checkpoint: start again with --resume.\n");
+            "\n`mobilellm COMMAND --help` tells more. Exit status: 0 done, 1 a library failed unexpectedly, 2 command line\n"
+            "or config, 3 a file is missing, damaged or does not fit, 4 memory, disk, permissions, or a directory in use,\n"
+            "5 training diverged, 6 another rank failed or hung, 75 stopped early with a checkpoint: start again with\n"
+            "--resume.\n");
 }
 
 static const command *find_command(const char *name) {

@@ -35,6 +35,7 @@ static int measure_share(heldout_loss *loss, model *m, const token_file *file, i
             loss->nats += losses[i];
             loss->tokens += batch.targets[i] >= 0;
         }
+        ranks_progress(r);
     }
     free(losses);
     token_batch_free(&batch);

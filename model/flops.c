@@ -1,9 +1,8 @@
 /* flops.c: what a training step computes, as the mask leaves it. */
 #include "model/model.h"
 
-/* Keys that a query sees, averaged over the T positions of a row. */
-static double mean_visible_keys(char kind, int window, int T) {
-    double t = T, w = kind == 'w' && window < T ? window : T;
+double model_mean_visible_keys(int window, int T) {
+    double t = T, w = window > 0 && window < T ? window : T;
     return (w * (w + 1) / 2 + (t - w) * w) / t;
 }
 
@@ -14,7 +13,7 @@ double model_flops_per_token(const model_config *c, int T) {
         weights += 3 * C * c->d_ffn;
         if (c->attention[i] == 's') continue;
         weights += C * (2 * Q + 2 * KV);
-        attention += 12 * Q * mean_visible_keys(c->attention[i], c->window, T);
+        attention += 12 * Q * model_mean_visible_keys(c->attention[i] == 'w' ? c->window : 0, T);
     }
     return 6 * weights + attention;
 }

@@ -103,6 +103,9 @@ int model_losses(model *m, const model_input *in, float *losses, error *err);
 /* Forward only. logits (host, V) fp32: of the token at position `at` of row 0. */
 int model_logits(model *m, const model_input *in, int at, float *logits, error *err);
 
+/* Keys that a query sees, itself included, averaged over the T positions of a row. window 0: all before it. */
+double model_mean_visible_keys(int window, int T);
+
 /* Floating-point operations of a training step per token, as the mask leaves them: 6 per matrix weight (the embedding lookup is
  * free, the head is not), and attention 12 * H*D * (mean number of visible keys) a layer. */
 double model_flops_per_token(const model_config *c, int T);

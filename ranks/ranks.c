@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "ranks/ranks.h"
+#include "ranks/watch.h"
 
 enum {
     PREFIX_WIDTH = 11,        /* of "mobilellm: ", under which the following lines of a message are set */
@@ -31,6 +32,9 @@ static void check(const ranks *r, int code, const char *call) {
               call, reason);
     ranks_abort(r, &err);
 }
+
+/* Every collective is called like this: the watch is to know what a rank is in, and no failure may be missed. */
+#define COLLECTIVE(r, call, ...) (watch_enter((r)->watch, #call), check(r, call(__VA_ARGS__), #call), watch_leave((r)->watch))
 
 static int variable(const char *name) {
     const char *value = getenv(name);
@@ -59,7 +63,8 @@ static int open_world(ranks *r, error *err) {
     MPI_Comm_rank(machine, &r->local_rank);
     MPI_Comm_size(machine, &r->local_size);
     MPI_Comm_free(&machine);
-    return 0;
+    r->watch = watch_open();
+    return r->watch ? 0 : error_set(err, STATUS_RESOURCE, "no memory to watch %d ranks", r->size);
 }
 
 int ranks_open(ranks *r, error *err) {
@@ -83,9 +88,17 @@ void ranks_close(ranks *r) {
     if (!r->comm) return;
     MPI_Comm_free(r->comm);
     free(r->comm);
+    watch_enter(r->watch, "MPI_Finalize");
     MPI_Finalize();
+    watch_close(r->watch);
     *r = (ranks){.size = 1, .local_size = 1};
 }
+
+int ranks_watch(const ranks *r, double limit, const char *advice, error *err) {
+    return r->size > 1 && limit > 0 ? watch_start(r->watch, r, limit, advice, err) : 0;
+}
+
+void ranks_progress(const ranks *r) { watch_progress(r->watch); }
 
 /* One write, so that the lines of two programs on a terminal do not mix. */
 void ranks_warn(const ranks *r, const error *err) {
@@ -121,7 +134,7 @@ noreturn void ranks_abort(const ranks *r, const error *err) {
 static int first_failure(const ranks *r, int result, const error *err) {
     int mine = result == 0 ? INT_MAX : err->code == STATUS_RANK ? r->size + r->rank : r->rank;
     int first = mine;
-    if (r->size > 1) check(r, MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, world_of(r)), "MPI_Allreduce");
+    if (r->size > 1) COLLECTIVE(r, MPI_Allreduce, &mine, &first, 1, MPI_INT, MPI_MIN, world_of(r));
     return first == INT_MAX ? -1 : first % r->size;
 }
 
@@ -148,11 +161,11 @@ int ranks_share(const ranks *r, int result, error *err) {
 }
 
 void ranks_barrier(const ranks *r) {
-    if (r->size > 1) check(r, MPI_Barrier(world_of(r)), "MPI_Barrier");
+    if (r->size > 1) COLLECTIVE(r, MPI_Barrier, world_of(r));
 }
 
 static void reduce_all(const ranks *r, void *values, int n, MPI_Datatype type, MPI_Op op) {
-    if (r->size > 1) check(r, MPI_Allreduce(MPI_IN_PLACE, values, n, type, op, world_of(r)), "MPI_Allreduce");
+    if (r->size > 1) COLLECTIVE(r, MPI_Allreduce, MPI_IN_PLACE, values, n, type, op, world_of(r));
 }
 
 void ranks_sum_double(const ranks *r, double *values, int n) { reduce_all(r, values, n, MPI_DOUBLE, MPI_SUM); }
@@ -164,7 +177,7 @@ void ranks_broadcast(const ranks *r, void *data, size_t bytes, int root) {
     if (r->size == 1) return;
     for (size_t at = 0; at < bytes; at += BROADCAST_BYTES) {
         size_t n = bytes - at < BROADCAST_BYTES ? bytes - at : BROADCAST_BYTES;
-        check(r, MPI_Bcast((char *)data + at, (int)n, MPI_BYTE, root, world_of(r)), "MPI_Bcast");
+        COLLECTIVE(r, MPI_Bcast, (char *)data + at, (int)n, MPI_BYTE, root, world_of(r));
     }
 }
 
@@ -173,18 +186,18 @@ void ranks_gather(const ranks *r, void *all, const void *data, size_t bytes) {
     if (r->size == 1)
         memcpy(all, data, bytes);
     else
-        check(r, MPI_Allgather(data, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, world_of(r)), "MPI_Allgather");
+        COLLECTIVE(r, MPI_Allgather, data, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, world_of(r));
 }
 
 void ranks_reduce_scatter(const ranks *r, float *buffer, int64_t n) {
     assert(n >= 0 && n * r->size <= INT_MAX);
     if (r->size == 1) return;
-    check(r, MPI_Reduce_scatter_block(MPI_IN_PLACE, buffer, (int)n, MPI_FLOAT, MPI_SUM, world_of(r)), "MPI_Reduce_scatter_block");
+    COLLECTIVE(r, MPI_Reduce_scatter_block, MPI_IN_PLACE, buffer, (int)n, MPI_FLOAT, MPI_SUM, world_of(r));
     memmove(buffer + (size_t)r->rank * (size_t)n, buffer, (size_t)n * sizeof *buffer); /* in place, MPI leaves it in front */
 }
 
 void ranks_all_gather(const ranks *r, void *buffer, size_t bytes) {
     assert(bytes <= INT_MAX);
     if (r->size == 1) return;
-    check(r, MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, buffer, (int)bytes, MPI_BYTE, world_of(r)), "MPI_Allgather");
+    COLLECTIVE(r, MPI_Allgather, MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, buffer, (int)bytes, MPI_BYTE, world_of(r));
 }

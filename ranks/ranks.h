@@ -3,7 +3,7 @@
  * Started by mpirun (or srun) there are `size` ranks; started by hand there is one, and MPI is not touched. Every collective is
  * called by all ranks in the same order. With the same ranks and the same data a collective gives the same bits.
  * A rank that fails calls ranks_abort: its message reaches the user once, and all ranks end. A rank that dies is noticed by
- * mpirun, which ends the others. */
+ * mpirun, which ends the others; one that hangs, by the others: ranks_watch. */
 #ifndef MOBILELLM_RANKS_RANKS_H
 #define MOBILELLM_RANKS_RANKS_H
 
@@ -18,6 +18,7 @@ typedef struct ranks {
     int rank, size;
     int local_rank, local_size; /* among the ranks of this machine */
     void *comm;                 /* MPI_Comm *, NULL when there is one rank and no MPI */
+    struct watch *watch;        /* of ranks_watch; NULL likewise */
 } ranks;
 
 /* Starts MPI when a launcher is seen (Open MPI, PMIx or Slurm variables); MPI is called by the main thread only. */
@@ -27,6 +28,16 @@ void ranks_close(ranks *r);
 /* Prints "mobilellm: [rank 3 of 8 on HOST] message" (no bracket when alone) and ends the program on all ranks with err->code.
  * A rank whose error is that of another (STATUS_RANK) leaves it to that one to print, and is ended by it. */
 noreturn void ranks_abort(const ranks *r, const error *err);
+
+/* Collective. From now on a rank that makes no progress for `limit` seconds (0: for ever) ends the run with STATUS_RANK and a
+ * message that names the rank, in whatever it hangs, followed by `advice`. Progress is entering or leaving a collective of this
+ * file, and ranks_progress. A stopped process and a lost machine count as hanging too; a run that is stopped as a whole and
+ * continued does not. Between machines this needs UDP: where that does not pass, the run ends all the same, but the ranks of
+ * other machines are named too. */
+int ranks_watch(const ranks *r, double limit, const char *advice, error *err);
+
+/* Says that this rank is at work, where it is long between two collectives. Costs nothing. */
+void ranks_progress(const ranks *r);
 
 /* Prints the same message, and goes on. */
 void ranks_warn(const ranks *r, const error *err);

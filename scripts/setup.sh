@@ -6,12 +6,12 @@
 #   scripts/setup.sh --check GROUP [CC]  install nothing; say what is missing and exit 1 if anything is
 #
 # What is missing is asked of the compiler, pkg-config and PATH, not of dpkg, so that libraries from another package manager, a
-# cluster's modules or one's own build count as well. Python packages go into build/venv and nowhere else.
+# cluster's modules or one's own build count as well. Python packages go into build/venv (or the folder VENV) and nowhere else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 compiler=${CC:-gcc}
-venv=build/venv
+venv=${VENV:-build/venv}
 
 say() { echo "setup: $*"; }
 

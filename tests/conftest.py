@@ -10,7 +10,8 @@ import h5py
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BINARY = ROOT / "build" / "mobilellm"
+BUILD = ROOT / os.environ.get("BUILD", "build")  # another one: the coverage build
+BINARY = BUILD / "mobilellm"
 
 ENV = dict(os.environ, OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_btl_vader_single_copy_mechanism="none",
            OMPI_MCA_mpi_yield_when_idle="1", OMP_WAIT_POLICY="passive")

@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import BUILD
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 ROOT = Path(__file__).resolve().parent.parent
-BINARY = ROOT / "build" / "mobilellm"
+BINARY = BUILD / "mobilellm"
 EOD = "<|endoftext|>"
 
 

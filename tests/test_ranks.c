@@ -167,9 +167,24 @@ static int fail_as_told(const char *how, int which) {
     for (;;) ranks_barrier(&r);
 }
 
+/* Under a watch of a second, one rank sleeps outside the collective that the others are in: dead to the world, or at work. */
+static int sleep_watched(bool at_work, int which) {
+    error err;
+    if (ranks_watch(&r, 1, "Look at it.", &err)) ranks_abort(&r, &err);
+    for (int i = 0; r.rank == which && (!at_work || i < 30); i++) {
+        usleep(100000);
+        if (at_work) ranks_progress(&r);
+    }
+    ranks_barrier(&r);
+    ranks_close(&r);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     error err;
     if (ranks_open(&r, &err)) ranks_abort(&r, &err);
+    if (argc == 3 && strcmp(argv[1], "hang") == 0) return sleep_watched(false, atoi(argv[2]));
+    if (argc == 3 && strcmp(argv[1], "work") == 0) return sleep_watched(true, atoi(argv[2]));
     if (argc == 3) return fail_as_told(argv[1], atoi(argv[2]));
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_rank_knows_its_place),

@@ -5,9 +5,9 @@ import subprocess
 import time
 
 import pytest
-from conftest import ENV, ROOT
+from conftest import BUILD, ENV, ROOT
 
-PROGRAM = ROOT / "build/tests/test_ranks"
+PROGRAM = BUILD / "tests/test_ranks"
 SECONDS = 30  # within which a failed run has ended, on a busy machine
 
 
@@ -50,6 +50,23 @@ def test_a_rank_that_dies_ends_the_others(how, status):
     done, seconds = start(3, how, 1)
     assert done.returncode == status, done.stderr
     assert seconds < SECONDS
+
+
+@pytest.mark.parametrize("which", [0, 2])
+def test_a_rank_that_hangs_is_named_and_ends_all(which):
+    """Its main thread alone: that of the watch answers, and tells how far the rank has come."""
+    done, seconds = start(3, "hang", which)
+    told = [line for line in done.stderr.splitlines() if line.startswith("mobilellm")]
+    assert len(told) == 1 and re.search(rf"\] rank {which} \(\S+\): no progress for 1 s, since MPI_\w+; the other ranks wait", told[0])
+    assert "           Look at it." in done.stderr
+    assert done.returncode == 6
+    assert seconds < SECONDS
+
+
+def test_a_rank_that_works_for_longer_than_the_limit_is_waited_for():
+    done, seconds = start(3, "work", 1)
+    assert done.returncode == 0, done.stderr
+    assert seconds > 3
 
 
 def test_alone_there_is_no_mpi_and_no_rank_in_the_message():

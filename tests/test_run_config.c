@@ -231,6 +231,7 @@ static void a_short_run_has_the_defaults(void **state) {
     assert_int_equal(c.train.eval_tokens, 0);
     assert_true(c.train.time_limit == 0);
     assert_int_equal(c.train.max_nonfinite, 5);
+    assert_true(c.train.hang_timeout == 1800);
     assert_int_equal(c.train.stop_after, 0);
     assert_true(c.optimizer.lr == 1e-3 && c.optimizer.betas[0] == 0.9 && c.optimizer.betas[1] == 0.95 && c.optimizer.eps == 1e-8);
     assert_true(c.optimizer.weight_decay == 0.1 && c.optimizer.grad_clip == 1 && c.optimizer.z_loss == 0);

@@ -10,11 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import BUILD
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "build" / "tests" / "test_metrics"
+PROGRAM = BUILD / "tests" / "test_metrics"
 
 
 @pytest.fixture(scope="module")

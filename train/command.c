@@ -12,6 +12,7 @@
 
 #include "data/tokens.h"
 #include "train/banner.h"
+#include "train/lock.h"
 #include "train/loop.h"
 #include "train/peak.h"
 #include "train/stop.h"
@@ -22,16 +23,22 @@ typedef struct train_options {
     const char *config;
     const char *const *overrides;
     int n_overrides, n_ranks;
-    bool resume, dry_run, json, help;
+    bool resume, dry_run, json, profile, help;
 } train_options;
 
-enum { OPTION_RESUME = 'r', OPTION_DRY_RUN = 'd', OPTION_JSON = 'j', OPTION_HELP = 'h', OPTION_RANKS = 'n' };
+enum {
+    OPTION_RESUME = 'r',
+    OPTION_DRY_RUN = 'd',
+    OPTION_JSON = 'j',
+    OPTION_HELP = 'h',
+    OPTION_RANKS = 'n',
+    OPTION_PROFILE = 'p'
+};
 
-static const struct option train_flags[] = {{"resume", no_argument, NULL, OPTION_RESUME},
-                                            {"dry-run", no_argument, NULL, OPTION_DRY_RUN},
-                                            {"json", no_argument, NULL, OPTION_JSON},
-                                            {"help", no_argument, NULL, OPTION_HELP},
-                                            {0}};
+static const struct option train_flags[] = {
+    {"resume", no_argument, NULL, OPTION_RESUME}, {"dry-run", no_argument, NULL, OPTION_DRY_RUN},
+    {"json", no_argument, NULL, OPTION_JSON},     {"profile", no_argument, NULL, OPTION_PROFILE},
+    {"help", no_argument, NULL, OPTION_HELP},     {0}};
 static const struct option plan_flags[] = {{"ranks", required_argument, NULL, OPTION_RANKS},
                                            {"json", no_argument, NULL, OPTION_JSON},
                                            {"help", no_argument, NULL, OPTION_HELP},
@@ -50,6 +57,9 @@ static int parse(train_options *o, int argc, char **argv, const struct option *f
                 break;
             case OPTION_JSON:
                 o->json = true;
+                break;
+            case OPTION_PROFILE:
+                o->profile = true;
                 break;
             case OPTION_HELP:
                 o->help = true;
@@ -77,10 +87,11 @@ static int parse(train_options *o, int argc, char **argv, const struct option *f
 
 static void train_help(void) {
     printf(
-        "Usage: mobilellm train CONFIG [key=value ...] [--resume] [--dry-run] [--json]\n"
+        "Usage: mobilellm train CONFIG [key=value ...] [--resume] [--profile] [--dry-run] [--json]\n"
         "       mpirun -np N mobilellm train CONFIG ...\n\n"
         "Trains the network that CONFIG describes; key=value overrides its keys (optimizer.lr=3e-4, model.n_layers=6).\n\n"
         "  --resume   go on from the newest valid checkpoint of checkpoint.dir; start anew where there is none\n"
+        "  --profile  end with a table of where the time of a step went on rank 0, also in checkpoint.dir/profile.json\n"
         "  --dry-run  check the config and the data, print the plan, train nothing\n"
         "  --json     with --dry-run: the plan as JSON\n\n"
         "SIGTERM, SIGINT, SIGUSR1 and train.time_limit end a run after the step in progress, with a checkpoint and exit code "
@@ -136,15 +147,17 @@ static int show_config(const run_config *c, bool dry_run, error *err) {
         printf("\n%s", text);
     } else {
         snprintf(path, sizeof path, "%s/config.yaml", c->checkpoint.dir);
-        result = file_make_directories(c->checkpoint.dir, err) || file_replace(path, text, strlen(text), err) ? -1 : 0;
+        result = file_replace(path, text, strlen(text), err);
     }
     free(text);
     return result;
 }
 
-/* A run that would write over another's checkpoints is refused. */
-static int check_directory(const run_config *c, error *err) {
+/* Makes the run's directory this run's own. One that would write over another's checkpoints is refused. */
+static int claim_directory(const run_config *c, bool resume, int *lock, error *err) {
     char path[4096];
+    if (file_make_directories(c->checkpoint.dir, err) || lock_take(lock, c->checkpoint.dir, err)) return -1;
+    if (resume) return 0;
     snprintf(path, sizeof path, "%s/latest", c->checkpoint.dir);
     if (access(path, F_OK) != 0) return 0;
     return error_set(err, STATUS_USAGE,
@@ -205,6 +218,18 @@ static void print_machine(const run *r, const char *resumed) {
     fflush(stdout);
 }
 
+static int show_profile(const run *r, error *err) {
+    char path[4096];
+    double gemm_peak = r->gemm_peak / r->ranks->size;
+    profile_print(stdout, r->profile, gemm_peak);
+    char *text = profile_json(r->profile, gemm_peak);
+    if (!text) return error_set(err, STATUS_RESOURCE, "no memory");
+    snprintf(path, sizeof path, "%s/profile.json", r->config.checkpoint.dir);
+    int result = file_replace(path, text, strlen(text), err);
+    free(text);
+    return result;
+}
+
 static int run_to_end(run *r, const run_plan *plan, const char *resumed, error *err) {
     metrics *m = NULL;
     const char *stopped;
@@ -214,6 +239,7 @@ static int run_to_end(run *r, const run_plan *plan, const char *resumed, error *
     result = train_loop(r, plan, m, &stopped, err);
     if (m) metrics_close(m);
     if (result) return -1;
+    if (r->profile && ranks_agree(r->ranks, r->ranks->rank == 0 ? show_profile(r, err) : 0, err)) return -1;
     bool complete = r->progress.step >= plan->n_steps, asked = stopped && strcmp(stopped, "train.stop_after") == 0;
     if (r->ranks->rank == 0 && !complete)
         printf("stopped     by %s at step %lld of %lld: go on with --resume\n", stopped, (long long)r->progress.step,
@@ -223,8 +249,11 @@ static int run_to_end(run *r, const run_plan *plan, const char *resumed, error *
 
 static int bring_up(run *r, const train_options *o, const run_config *c, const run_plan *plan, error *err) {
     const ranks *world = r->ranks;
-    char resumed[4096];
+    char resumed[4096], advice[160];
     stop_watch(c->train.time_limit);
+    snprintf(advice, sizeof advice, "train.hang_timeout is %g s. Go on from the newest checkpoint with --resume.",
+             c->train.hang_timeout);
+    if (ranks_agree(world, ranks_watch(world, c->train.hang_timeout, advice, err), err)) return -1;
     if (ranks_agree(world, start_state(r, o, resumed, err), err)) return -1;
     if (ranks_agree(world, note_tokenizer(r, err) || open_loader(r, err) ? -1 : 0, err)) return -1;
     r->gemm_peak = peak_measure(&r->model);
@@ -238,24 +267,26 @@ int train_command(int argc, char **argv, const ranks *world, error *err) {
     run_plan plan;
     run r;
     bool first = world->rank == 0;
+    int lock = -1;
     if (ranks_agree(world, parse(&o, argc, argv, train_flags, err), err)) return -1;
     if (o.help) {
         if (first) train_help();
         return 0;
     }
     int result = prepare(&o, &c, &plan, world, err);
-    if (result == 0 && !o.resume && !o.dry_run) result = check_directory(&c, err);
     if (result == 0 && first) result = show_plan(&o, &c, &plan, err);
     if (result == 0 && first) result = banner_data(o.json ? stderr : stdout, &c, err);
+    if (result == 0 && first && !o.dry_run) result = claim_directory(&c, o.resume, &lock, err);
     if (result == 0 && first && !(o.dry_run && o.json)) result = show_config(&c, o.dry_run, err);
     result = ranks_agree(world, result, err);
     if (result == 0 && !o.dry_run) {
-        result = ranks_agree(world, run_open(&r, &c, world, &plan, err), err);
+        result = ranks_agree(world, run_open(&r, &c, world, &plan, o.profile, err), err);
         if (result == 0) {
             result = bring_up(&r, &o, &c, &plan, err);
             run_close(&r);
         }
     }
+    lock_release(lock);
     run_config_free(&c);
     return result;
 }

@@ -36,6 +36,7 @@ static int accumulate_gradients(run *r, const token_batch *batch, float scale, d
         bool last = row + rows == batch->rows;
         if (model_train(&r->model, &in, scale, (float)r->config.optimizer.z_loss, row > 0, last ? &hooks : NULL, sums, err))
             return -1;
+        ranks_progress(r->ranks);
     }
     return 0;
 }
@@ -54,7 +55,9 @@ static int train_step(run *r, const token_batch *batch, int64_t n_valid, step_re
         reduce_nothing(r);
     else if (accumulate_gradients(r, batch, scale, sums, err))
         return -1;
+    profile_enter(r->profile);
     ranks_sum_double(r->ranks, sums, 2);
+    profile_leave(r->profile, PART_COLLECTIVES, sizeof sums);
     result->loss = n_valid > 0 ? sums[0] / (double)n_valid : 0;
     result->z_loss = n_valid > 0 ? sums[1] / (double)n_valid : 0;
     result->lr =
@@ -135,6 +138,7 @@ static int evaluate(run *r, metrics *m, error *err) {
     int n = r->config.data.heldout.n;
     heldout_loss total = {0};
     if (n == 0) return 0;
+    profile_enter(r->profile);
     for (int i = 0; i < n; i++) {
         heldout_loss loss;
         if (heldout_measure(&loss, &r->model, sources[i].prefix, r->config.data.mask_documents, r->config.train.eval_tokens,
@@ -144,6 +148,7 @@ static int evaluate(run *r, metrics *m, error *err) {
         total = (heldout_loss){total.nats + loss.nats, total.tokens + loss.tokens, total.bytes + loss.bytes,
                                total.seconds + loss.seconds};
     }
+    profile_leave(r->profile, PART_EVALUATION, 0);
     if (n > 1 && tell_eval(r, m, "total", &total, err)) return -1;
     history_row row = {r->progress.step, r->progress.tokens, heldout_mean(&total), NAN, NAN};
     return append_history(&r->progress.heldout, &r->progress.n_heldout, row, err);
@@ -152,8 +157,23 @@ static int evaluate(run *r, metrics *m, error *err) {
 static int save(run *r, error *err) {
     char path[4096];
     double start = seconds_now();
+    profile_enter(r->profile);
     if (run_save(r, path, err)) return -1;
+    profile_leave(r->profile, PART_CHECKPOINT, 0);
     if (r->ranks->rank == 0) printf("checkpoint  %s  %.2f s\n", path, seconds_now() - start);
+    return 0;
+}
+
+/* This rank's rows of the next step, and the valid tokens of all ranks. waited: seconds. */
+static int next_batch(run *r, const token_batch **batch, int64_t *n_valid, double *waited, error *err) {
+    profile_enter(r->profile);
+    int result = loader_next(r->loader, batch, waited, err);
+    profile_leave(r->profile, PART_DATA, 0);
+    profile_enter(r->profile);
+    if (ranks_agree(r->ranks, result, err)) return -1;
+    *n_valid = (*batch)->n_valid;
+    ranks_sum_int64(r->ranks, n_valid, 1);
+    profile_leave(r->profile, PART_COLLECTIVES, sizeof *n_valid);
     return 0;
 }
 
@@ -177,12 +197,13 @@ int train_loop(run *r, const run_plan *plan, metrics *m, const char **stopped, e
     while (p->step < last && (*stopped = agree_to_stop(r)) == NULL) {
         double start = seconds_now(), waited = 0;
         const token_batch *batch;
-        if (ranks_agree(r->ranks, loader_next(r->loader, &batch, &waited, err), err)) return -1;
-        int64_t n_valid = batch->n_valid;
-        ranks_sum_int64(r->ranks, &n_valid, 1);
+        int64_t n_valid;
         step_result s;
-        if (train_step(r, batch, n_valid, &s, err) || count_step(r, &s, err)) return -1;
-        watch = (stopwatch){watch.busy_s + seconds_now() - start, watch.wait_s + waited, watch.steps + 1};
+        if (next_batch(r, &batch, &n_valid, &waited, err) || train_step(r, batch, n_valid, &s, err) || count_step(r, &s, err))
+            return -1;
+        double took = seconds_now() - start;
+        watch = (stopwatch){watch.busy_s + took, watch.wait_s + waited, watch.steps + 1};
+        profile_step(r->profile, took);
 
         bool at_end = p->step == last;
         if ((every(p->step, c->train.log_every) || at_end || p->step == 1) && log_step(r, plan, m, &s, &watch, err)) return -1;

@@ -30,9 +30,14 @@ void optimizer_reduce_group(void *context, int group) {
     optimizer *o = context;
     const registry *r = &o->model->registry;
     if (o->ranks->size == 1) return;
+    double elements = 0;
+    profile_enter(o->profile);
     for (int i = 0; i < r->n_buckets; i++)
-        if (r->buckets[i].group == group)
+        if (r->buckets[i].group == group) {
             ranks_reduce_scatter(o->ranks, o->model->grads + r->buckets[i].offset, r->buckets[i].count / r->ways);
+            elements += (double)r->buckets[i].count;
+        }
+    profile_leave(o->profile, PART_COLLECTIVES, elements * sizeof(float));
 }
 
 /* Leaves the clip factor on the device, where AdamW reads it. */
@@ -43,7 +48,9 @@ static double clip_gradients(optimizer *o, double max_norm) {
         m->ops->sum_squares(m->backend, o->sum_squares, m->grads + o->pieces[i].flat, o->pieces[i].count);
     double total;
     m->ops->copy_out(m->backend, &total, o->sum_squares, sizeof total);
+    profile_enter(o->profile);
     ranks_sum_double(o->ranks, &total, 1);
+    profile_leave(o->profile, PART_COLLECTIVES, sizeof total);
     m->ops->copy_in(m->backend, o->sum_squares, &total, sizeof total);
     m->ops->clip_scale(m->backend, o->clip_scale, o->sum_squares, (float)max_norm);
     return sqrt(total);
@@ -54,9 +61,11 @@ static void gather_params(optimizer *o) {
     const registry *r = &m->registry;
     size_t e = dtype_size(m->options.x);
     if (o->ranks->size == 1) return;
+    profile_enter(o->profile);
     for (int i = 0; i < r->n_buckets; i++)
         ranks_all_gather(o->ranks, (char *)m->params + (size_t)r->buckets[i].offset * e,
                          (size_t)(r->buckets[i].count / r->ways) * e);
+    profile_leave(o->profile, PART_COLLECTIVES, (double)r->n_flat * (double)e);
 }
 
 int optimizer_step(optimizer *o, const run_config *c, double lr, double *grad_norm, bool *stepped, error *err) {

@@ -8,11 +8,13 @@
 #include "model/model.h"
 #include "ranks/ranks.h"
 #include "train/config.h"
+#include "train/profile.h"
 
 typedef struct optimizer {
     model *model;
     const ranks *ranks;
-    piece *pieces; /* what this rank owns */
+    profile *profile; /* NULL: not profiled */
+    piece *pieces;    /* what this rank owns */
     int n_pieces;
     float *master; /* (shard) in the backend's memory; NULL when the parameters are fp32 themselves */
     float *m, *v;  /* (shard) */

@@ -64,15 +64,17 @@ static int check_memory(const run_plan *plan, const ranks *world, error *err) {
         format_bytes(need, (double)plan->arena.peak), format_bytes(have, (double)available), world->local_size);
 }
 
-int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, error *err) {
+int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, bool profiled, error *err) {
     *r = (run){.config = *c, .ranks = world, .ops = cpu_ops()};
     if (check_memory(plan, world, err)) return -1;
     if (r->ops->open(&r->backend, plan->threads, world->local_rank, err)) return -1;
     if (r->ops->check(r->backend, (dtype)c->dtype, err)) goto fail;
+    if (profiled && profile_open(&r->profile, &c->model, &r->ops, &r->backend, err)) goto fail;
     r->memory = r->ops->alloc(r->backend, plan->arena.peak, err);
     if (!r->memory) goto fail;
     r->arena = arena_on(r->memory, plan->arena.peak);
     if (lay_out(&r->model, &r->optimizer, c, plan, world, r->ops, r->backend, &r->arena, err)) goto fail;
+    r->optimizer.profile = r->profile;
     return 0;
 fail:
     run_close(r);

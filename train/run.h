@@ -9,6 +9,7 @@
 #include "train/config.h"
 #include "train/metrics.h"
 #include "train/optimizer.h"
+#include "train/profile.h"
 #include "util/arena.h"
 
 /* One rank's rows of a step, and what it takes to compute them. */
@@ -17,7 +18,8 @@ typedef struct run {
     const ranks *ranks;
     const ops *ops;
     backend *backend;
-    arena arena; /* all of the backend's memory: see run_plan */
+    profile *profile; /* stands before the backend; NULL: not profiled */
+    arena arena;      /* all of the backend's memory: see run_plan */
     void *memory;
     model model;
     optimizer optimizer;
@@ -42,8 +44,8 @@ typedef struct run_plan {
 int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, int threads, const ops *op, error *err);
 
 /* Opens the backend and everything that has memory, after checking that it fits; weights are not set. Each rank calls it, and no
- * rank waits for another in it. */
-int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, error *err);
+ * rank waits for another in it. profiled: with r->profile. */
+int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, bool profiled, error *err);
 void run_close(run *r);
 
 /* Random weights, or those of init.checkpoint. */

@@ -15,9 +15,9 @@ typedef enum status {
     STATUS_INTERNAL = 1, /* a library failed in a way we did not foresee */
     STATUS_USAGE = 2,    /* command line or config: nothing was started */
     STATUS_INPUT = 3,    /* a data file, checkpoint or tokenizer is missing, damaged or does not fit */
-    STATUS_RESOURCE = 4, /* memory, disk, permissions */
+    STATUS_RESOURCE = 4, /* memory, disk, permissions, a directory in use by another run */
     STATUS_DIVERGED = 5, /* too many non-finite steps in a row */
-    STATUS_RANK = 6,     /* another rank failed, and ended this one */
+    STATUS_RANK = 6,     /* another rank failed or hung, and ended this one */
     STATUS_AGAIN = 75    /* stopped by a signal or the time limit, checkpoint written: start again with --resume */
 } status;
 

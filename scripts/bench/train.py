@@ -4,11 +4,17 @@
 Each model is trained for a few steps on random tokens (the speed does not depend on what they are). GFLOP/s count 6 operations per
 weight of each matrix and token, and attention as the mask leaves it; recomputation earns nothing. The peak is that of the program's
 own GEMM on the model's shapes, measured in the same process just before. The first step, which builds the plans, is left out.
+
+Where there is a PyTorch (build/venv-torch, which `make bench TORCH=1` makes, or --torch PYTHON), the same steps are taken by
+scripts/bench/torch_step.py with as many threads: ours, then PyTorch each way that it may be run, ours again, PyTorch's best way
+again. Each side's best step counts, so that a moment of a busy machine is no argument. Memory is the most that was resident.
 """
 
 import argparse
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +22,9 @@ from array import array
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+TORCH = ROOT / "build" / "venv-torch" / "bin" / "python"
+# How PyTorch may be run: the options of torch_step.py.
+TORCH_WAYS = {"f32": [[], ["--compile"]], "bf16": [["--cast"], ["--cast", "--compile"], ["--autocast", "--compile"]]}
 SHAPES = {"bench-s": (4, 512), "bench-m": (2, 1024), "bench-l": (1, 2048)}
 
 
@@ -28,30 +37,92 @@ def write_tokens(prefix, n, vocab_size):
     Path(f"{prefix}.idx").write_bytes(header + n.to_bytes(4, "little") + bytes(8) + bytes(8) + (1).to_bytes(8, "little"))
 
 
-def measure(model, dtype, steps, directory):
-    rows, seq_len = SHAPES[model]
-    tokens = rows * seq_len
-    run = Path(directory) / f"{model}-{dtype}"
-    config = Path(directory) / "run.yaml"
-    config.write_text(f"""
-model: {ROOT}/configs/models/{model}.yaml
-data: {{train: [{{prefix: {directory}/random}}], seq_len: {seq_len}}}
-batch: {{tokens: {tokens}, micro: {rows}}}
-train: {{tokens: {tokens * 1000}, log_every: 1, stop_after: {steps + 1}}}
+def run_measured(command, env):
+    """Runs a command; what it printed, and the most bytes that were resident in it."""
+    with tempfile.TemporaryFile("w+") as out:
+        child = subprocess.Popen([str(part) for part in command], env=env, stdout=out)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, command)
+        out.seek(0)
+        return out.read(), usage.ru_maxrss * 1024
+
+
+class Bench:
+    """One model in one dtype, by the program and by PyTorch."""
+
+    def __init__(self, model, dtype, options, directory):
+        self.model, self.dtype, self.options, self.directory = model, dtype, options, Path(directory)
+        self.rows, self.seq_len = SHAPES[model]
+        self.config = self.directory / "run.yaml"
+        # The same number of threads for everybody.
+        self.env = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), **os.environ}
+
+    def ours(self):
+        """The best step's line of metrics, with peak_bytes, plan and tokens_per_s."""
+        run, tokens = self.directory / "run", self.rows * self.seq_len
+        self.config.write_text(f"""
+model: {ROOT}/configs/models/{self.model}.yaml
+data: {{train: [{{prefix: {self.directory}/random}}], seq_len: {self.seq_len}}}
+batch: {{tokens: {tokens}, micro: {self.rows}}}
+train: {{tokens: {tokens * 1000}, log_every: 1, stop_after: {self.options.steps + 1}}}
 optimizer: {{lr: 1e-4}}
 checkpoint: {{dir: {run}}}
-dtype: {dtype}
+dtype: {self.dtype}
 """)
-    program = str(ROOT / "build" / "mobilellm")
-    plan = json.loads(subprocess.check_output([program, "plan", str(config), "--json"]))
-    subprocess.run([program, "train", str(config)], check=True, stdout=subprocess.DEVNULL)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
-    best = max(lines, key=lambda line: line["tokens_per_s"])
-    for path in run.glob("*.h5"):
-        path.unlink()
-    return [f"{model}, {rows} x {seq_len}", dtype, f"{best['tokens_per_s']:,.0f}", f"{best['gflops']:.0f}",
-            f"{best['gflops'] / best['peak_share']:.0f}", f"{100 * best['peak_share']:.0f} %", f"{best['memory_bytes'] / 2**30:.2f}",
-            f"{plan['memory_bytes_per_rank']['total'] / 2**30:.2f}"]
+        plan, _ = run_measured([self.options.program, "plan", self.config, "--json"], self.env)
+        _, peak_bytes = run_measured([self.options.program, "train", self.config], self.env)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
+        shutil.rmtree(run)
+        best = fastest(lines)
+        self.tell("ours", best)
+        return {**best, "peak_bytes": peak_bytes, "planned_bytes": json.loads(plan)["memory_bytes_per_rank"]["total"]}
+
+    def torch(self, way):
+        command = [self.options.torch, ROOT / "scripts/bench/torch_step.py", ROOT / f"configs/models/{self.model}.yaml",
+                   "--rows", self.rows, "--seq-len", self.seq_len, "--dtype", self.dtype, "--steps", self.options.steps, *way]
+        out, _ = run_measured(command, self.env)
+        measured = json.loads(out.splitlines()[-1])
+        self.tell(" ".join(["PyTorch", *way]), measured)
+        return measured
+
+    def tell(self, who, measured):
+        """Each run as it ends, for whoever waits or wonders how much they vary."""
+        print(f"bench: {self.model} {self.dtype}: {who}: {measured['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
+
+    def torch_ways(self):
+        """The measurement of each way that works here: compiling needs a C++ compiler."""
+        for way in TORCH_WAYS[self.dtype]:
+            try:
+                yield self.torch(way)
+            except subprocess.CalledProcessError:
+                print(f"bench: PyTorch does not run with {' '.join(way)} here", file=sys.stderr)
+
+    def columns(self):
+        ours, theirs = [self.ours()], []
+        if self.options.torch:
+            theirs = list(self.torch_ways())
+            ours.append(self.ours())
+            theirs += [self.torch(fastest(theirs)["way"])]
+        best = fastest(ours)
+        row = [f"{self.model}, {self.rows} x {self.seq_len}", self.dtype, f"{best['tokens_per_s']:,.0f}", f"{best['gflops']:.0f}",
+               f"{best['gflops'] / best['peak_share']:.0f}", f"{100 * best['peak_share']:.0f} %", gib(best["peak_bytes"]),
+               gib(best["planned_bytes"])]
+        if theirs:
+            torch = fastest(theirs)
+            ratio = best["tokens_per_s"] / torch["tokens_per_s"]
+            row += [f"{torch['tokens_per_s']:,.0f}", f"{ratio:.2f}", gib(torch["peak_bytes"]),
+                    " ".join(way.lstrip("-") for way in torch["way"]) or "eager"]
+        return row
+
+
+def fastest(measured):
+    return max(measured, key=lambda one: one["tokens_per_s"])
+
+
+def gib(count):
+    return f"{count / 2**30:.2f}"
 
 
 def main():
@@ -59,15 +130,21 @@ def main():
     parser.add_argument("models", nargs="*", default=list(SHAPES), help="of " + ", ".join(SHAPES))
     parser.add_argument("--dtypes", nargs="*", default=["f32", "bf16"])
     parser.add_argument("--steps", type=int, default=4, help="measured steps; the best counts")
+    parser.add_argument("--program", default=ROOT / "build" / "mobilellm", type=Path)
+    parser.add_argument("--torch", metavar="PYTHON", type=Path, default=TORCH if TORCH.exists() else None,
+                        help="a Python that has torch, to measure it too")
     options = parser.parse_args()
     if unknown := [m for m in options.models if m not in SHAPES]:
         sys.exit(f"bench: {unknown[0]} is not one of {', '.join(SHAPES)}")
-    print("| model | dtype | tokens/s | GFLOP/s | GEMM peak | share | resident GiB | planned GiB |\n|" + "---|" * 8)
+    heads = ["model", "dtype", "tokens/s", "GFLOP/s", "GEMM peak", "share", "peak GiB", "planned GiB"]
+    if options.torch:
+        heads += ["PyTorch tokens/s", "ratio", "PyTorch peak GiB", "PyTorch run as"]
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     with tempfile.TemporaryDirectory() as directory:
         write_tokens(f"{directory}/random", 200_000, 32_000)
         for model in options.models:
             for dtype in options.dtypes:
-                print("| " + " | ".join(measure(model, dtype, options.steps, directory)) + " |", flush=True)
+                print("| " + " | ".join(Bench(model, dtype, options, directory).columns()) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -116,8 +116,8 @@ demo: ## the whole pipeline on a small model and real text, in minutes on two co
 
 bench: setup ## speed and memory of whole training steps on this machine, as a table; TORCH=1: beside PyTorch's (GBs of download)
 	@$(if $(TORCH),VENV=build/venv-torch scripts/setup.sh bench)
-	@$(SUBMAKE) all
-	@$(PYTHON) scripts/bench/train.py
+	@$(SUBMAKE) all $(BUILD)/bench/ops
+	@$(PYTHON) scripts/bench/train.py --ops $(BUILD)/bench/ops
 
 coverage: setup ## lines of C that the tests reach
 	@scripts/setup.sh coverage

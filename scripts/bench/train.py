@@ -131,6 +131,7 @@ def main():
     parser.add_argument("--dtypes", nargs="*", default=["f32", "bf16"])
     parser.add_argument("--steps", type=int, default=4, help="measured steps; the best counts")
     parser.add_argument("--program", default=ROOT / "build" / "mobilellm", type=Path)
+    parser.add_argument("--ops", type=Path, help="the program of ops.c, to be run after the models")
     parser.add_argument("--torch", metavar="PYTHON", type=Path, default=TORCH if TORCH.exists() else None,
                         help="a Python that has torch, to measure it too")
     options = parser.parse_args()
@@ -145,6 +146,9 @@ def main():
         for model in options.models:
             for dtype in options.dtypes:
                 print("| " + " | ".join(Bench(model, dtype, options, directory).columns()) + " |", flush=True)
+        if options.ops:
+            print(flush=True)
+            subprocess.run([options.ops, f"{directory}/random"], check=True)
 
 
 if __name__ == "__main__":

@@ -25,15 +25,27 @@ typedef struct stopwatch {
     int64_t steps;
 } stopwatch;
 
-/* This rank's micro-batches. Gradients are final, and reduced, during the last one's backward pass. */
-static int accumulate_gradients(run *r, const token_batch *batch, float scale, double sums[2], error *err) {
-    int micro = r->model.options.B, T = batch->seq_len;
+/* Micro-batches that every rank has: with r->ranks->size ranks a step's rows are split into parts that differ by at most one. */
+static int common_micro_batches(const run *r) {
+    int64_t rows = r->config.batch.tokens / r->config.data.seq_len / r->ranks->size;
+    return (int)((rows + r->model.options.B - 1) / r->model.options.B);
+}
+
+/* This rank's micro-batches. Gradients are final, and reduced, during the last one's backward pass. A step that is stopped
+ * between two of them leaves no trace, for the gradients are begun anew by the next. */
+static int accumulate_gradients(run *r, const token_batch *batch, float scale, double sums[2], const char **stopped, error *err) {
+    int micro = r->model.options.B, T = batch->seq_len, common = common_micro_batches(r);
+    stop_pace pace = stop_pace_start(r->ranks);
     model_hooks hooks = {.gradients_final = optimizer_reduce_group, .context = &r->optimizer};
     for (int row = 0; row < batch->rows; row += micro) {
         int rows = batch->rows - row < micro ? batch->rows - row : micro;
         size_t at = (size_t)row * (size_t)T;
         model_input in = {rows, batch->tokens + at, batch->targets + at, batch->doc + at, batch->pos + at};
         bool last = row + rows == batch->rows;
+        if (row > 0 && row / micro < common && stop_paced(&pace, false)) {
+            *stopped = pace.reason;
+            return 0;
+        }
         if (model_train(&r->model, &in, scale, (float)r->config.optimizer.z_loss, row > 0, last ? &hooks : NULL, sums, err))
             return -1;
         ranks_progress(r->ranks);
@@ -47,14 +59,16 @@ static void reduce_nothing(run *r) {
     for (int group = r->model.config.n_layers + 1; group >= 0; group--) optimizer_reduce_group(&r->optimizer, group);
 }
 
-static int train_step(run *r, const token_batch *batch, int64_t n_valid, step_result *result, error *err) {
+/* *stopped: left as it is, or why the step was not made. */
+static int train_step(run *r, const token_batch *batch, int64_t n_valid, step_result *result, const char **stopped, error *err) {
     const run_config *c = &r->config;
     double sums[2] = {0, 0};
     float scale = n_valid > 0 ? 1.0f / (float)n_valid : 0.0f;
     if (batch->rows == 0)
         reduce_nothing(r);
-    else if (accumulate_gradients(r, batch, scale, sums, err))
+    else if (accumulate_gradients(r, batch, scale, sums, stopped, err))
         return -1;
+    if (*stopped) return 0;
     profile_enter(r->profile);
     ranks_sum_double(r->ranks, sums, 2);
     profile_leave(r->profile, PART_COLLECTIVES, sizeof sums);
@@ -75,15 +89,20 @@ static int count_step(run *r, const step_result *s, error *err) {
     p->nonfinite_in_a_row = s->stepped ? 0 : p->nonfinite_in_a_row + 1;
     if (s->stepped) return 0;
     p->skipped_steps++;
+    char whose[100];
+    optimizer_name_nonfinite(&r->optimizer, whose);
     if (r->ranks->rank == 0)
-        fprintf(stderr, "mobilellm: step %lld: loss %g, gradient norm %g: the step is skipped (%lld in a row, %d end the run)\n",
-                (long long)p->step, s->loss, s->grad_norm, (long long)p->nonfinite_in_a_row, r->config.train.max_nonfinite);
+        fprintf(stderr,
+                "mobilellm: step %lld: loss %g, gradient norm %g%s%s: the step is skipped (%lld in a row, %d end the run)\n",
+                (long long)p->step, s->loss, s->grad_norm, whose[0] ? ", " : "", whose, (long long)p->nonfinite_in_a_row,
+                r->config.train.max_nonfinite);
     if (p->nonfinite_in_a_row < r->config.train.max_nonfinite) return 0;
-    error_set(err, STATUS_DIVERGED,
-              "%lld steps in a row had a non-finite gradient, the last one step %lld: lower optimizer.lr or optimizer.grad_clip, "
-              "look at "
-              "the data, and resume from an earlier checkpoint of %s",
-              (long long)p->nonfinite_in_a_row, (long long)p->step, r->config.checkpoint.dir);
+    error_set(
+        err, STATUS_DIVERGED,
+        "%lld steps in a row had a non-finite gradient, the last one step %lld%s%s: lower optimizer.lr or optimizer.grad_clip, "
+        "look at "
+        "the data, and resume from an earlier checkpoint of %s",
+        (long long)p->nonfinite_in_a_row, (long long)p->step, whose[0] ? ", where " : "", whose, r->config.checkpoint.dir);
     return ranks_agree(r->ranks, r->ranks->rank == 0 ? -1 : 0, err);
 }
 
@@ -133,22 +152,36 @@ static int tell_eval(run *r, metrics *m, const char *prefix, const heldout_loss 
     return m ? metrics_eval(m, &line, err) : 0;
 }
 
-static int evaluate(run *r, metrics *m, error *err) {
+static bool every(int64_t step, int64_t interval) { return interval > 0 && step % interval == 0; }
+
+bool train_owes_evaluation(const run *r) {
+    const checkpoint_info *p = &r->progress;
+    bool due = every(p->step, r->config.train.eval_every) || p->step == run_steps(&r->config);
+    bool made = p->n_heldout > 0 && p->heldout[p->n_heldout - 1].step == p->step;
+    return p->step > 0 && r->config.data.heldout.n > 0 && due && !made;
+}
+
+/* Each source, and their total. *stopped: left as it is, or why the evaluation was abandoned. */
+static int evaluate(run *r, metrics *m, const char **stopped, error *err) {
     const data_source *sources = r->config.data.heldout.items;
     int n = r->config.data.heldout.n;
     heldout_loss total = {0};
-    if (n == 0) return 0;
+    stop_pace pace = stop_pace_start(r->ranks);
+    heldout_stop stop = {stop_paced, &pace};
     profile_enter(r->profile);
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < n && !total.abandoned; i++) {
         heldout_loss loss;
         if (heldout_measure(&loss, &r->model, sources[i].prefix, r->config.data.mask_documents, r->config.train.eval_tokens,
-                            r->ranks, err) ||
-            tell_eval(r, m, sources[i].prefix, &loss, err))
+                            &stop, r->ranks, err))
             return -1;
-        total = (heldout_loss){total.nats + loss.nats, total.tokens + loss.tokens, total.bytes + loss.bytes,
-                               total.seconds + loss.seconds};
+        if (!loss.abandoned && tell_eval(r, m, sources[i].prefix, &loss, err)) return -1;
+        heldout_add(&total, &loss);
     }
     profile_leave(r->profile, PART_EVALUATION, 0);
+    if (total.abandoned) {
+        *stopped = pace.reason;
+        return 0;
+    }
     if (n > 1 && tell_eval(r, m, "total", &total, err)) return -1;
     history_row row = {r->progress.step, r->progress.tokens, heldout_mean(&total), NAN, NAN};
     return append_history(&r->progress.heldout, &r->progress.n_heldout, row, err);
@@ -177,42 +210,35 @@ static int next_batch(run *r, const token_batch **batch, int64_t *n_valid, doubl
     return 0;
 }
 
-/* Does any rank want to stop? All come to the same answer; the reason is rank 0's own where it has one. */
-static const char *agree_to_stop(const run *r) {
-    const char *reason = stop_reason();
-    int64_t wishes = reason != NULL;
-    ranks_sum_int64(r->ranks, &wishes, 1);
-    return wishes == 0 ? NULL : reason ? reason : "a signal to another rank";
-}
-
-static bool every(int64_t step, int64_t interval) { return interval > 0 && step % interval == 0; }
-
 int train_loop(run *r, const run_plan *plan, metrics *m, const char **stopped, error *err) {
     const run_config *c = &r->config;
     checkpoint_info *p = &r->progress;
     stopwatch watch = {0};
-    int64_t saved_at = p->step;
+    bool saved = true; /* the run as it is */
     int64_t last = c->train.stop_after > 0 && c->train.stop_after < plan->n_steps ? c->train.stop_after : plan->n_steps;
     *stopped = NULL;
-    while (p->step < last && (*stopped = agree_to_stop(r)) == NULL) {
+    if (train_owes_evaluation(r)) {
+        if (evaluate(r, m, stopped, err)) return -1;
+        saved = *stopped != NULL;
+    }
+    while (*stopped == NULL && p->step < last && (*stopped = stop_agreed(r->ranks)) == NULL) {
         double start = seconds_now(), waited = 0;
         const token_batch *batch;
         int64_t n_valid;
         step_result s;
-        if (next_batch(r, &batch, &n_valid, &waited, err) || train_step(r, batch, n_valid, &s, err) || count_step(r, &s, err))
-            return -1;
+        if (next_batch(r, &batch, &n_valid, &waited, err) || train_step(r, batch, n_valid, &s, stopped, err)) return -1;
+        if (*stopped) break;
+        if (count_step(r, &s, err)) return -1;
         double took = seconds_now() - start;
         watch = (stopwatch){watch.busy_s + took, watch.wait_s + waited, watch.steps + 1};
         profile_step(r->profile, took);
 
         bool at_end = p->step == last;
         if ((every(p->step, c->train.log_every) || at_end || p->step == 1) && log_step(r, plan, m, &s, &watch, err)) return -1;
-        if ((every(p->step, c->train.eval_every) || p->step == plan->n_steps) && evaluate(r, m, err)) return -1;
-        if (every(p->step, c->checkpoint.every)) {
-            if (save(r, err)) return -1;
-            saved_at = p->step;
-        }
+        if (train_owes_evaluation(r) && evaluate(r, m, stopped, err)) return -1;
+        saved = every(p->step, c->checkpoint.every);
+        if (saved && save(r, err)) return -1;
     }
     if (*stopped == NULL && p->step < plan->n_steps) *stopped = "train.stop_after";
-    return saved_at == p->step ? 0 : save(r, err);
+    return saved ? 0 : save(r, err);
 }

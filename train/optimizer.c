@@ -2,6 +2,8 @@
 #include "train/optimizer.h"
 
 #include <math.h>
+#include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 int optimizer_open(optimizer *o, model *m, const ranks *r, arena *device, error *err) {
@@ -11,6 +13,7 @@ int optimizer_open(optimizer *o, model *m, const ranks *r, arena *device, error 
     o->m = arena_alloc(device, "optimizer", bytes);
     o->v = arena_alloc(device, "optimizer", bytes);
     o->sum_squares = arena_alloc(device, "optimizer", sizeof *o->sum_squares);
+    o->own_squares = arena_alloc(device, "optimizer", sizeof *o->own_squares);
     o->clip_scale = arena_alloc(device, "optimizer", sizeof *o->clip_scale);
     if (device->base == NULL) return 0;
     o->n_pieces = registry_pieces(&m->registry, r->rank, &o->pieces);
@@ -26,10 +29,31 @@ void optimizer_close(optimizer *o) {
     *o = (optimizer){0};
 }
 
+/* Adds the squares of a group's gradient, as this rank alone made it, to own_squares. */
+static void sum_own(optimizer *o, int group) {
+    model *m = o->model;
+    const registry *r = &m->registry;
+    int64_t first = INT64_MAX, end = 0;
+    for (int i = 0; i < r->n_buckets; i++) {
+        const bucket *b = &r->buckets[i];
+        if (b->group != group) continue;
+        if (b->offset < first) first = b->offset;
+        if (b->offset + b->count > end) end = b->offset + b->count;
+    }
+    for (int i = 0; i < r->n_tensors; i++) { /* not the buckets: what lies between tensors is undefined */
+        const tensor *t = &r->tensors[i];
+        if (t->offset >= first && t->offset < end)
+            m->ops->sum_squares(m->backend, o->own_squares, m->grads + t->offset, t->count);
+    }
+}
+
 void optimizer_reduce_group(void *context, int group) {
     optimizer *o = context;
-    const registry *r = &o->model->registry;
+    const model *m = o->model;
+    const registry *r = &m->registry;
     if (o->ranks->size == 1) return;
+    if (group == m->config.n_layers + 1) m->ops->zero(m->backend, o->own_squares, sizeof *o->own_squares); /* the first one */
+    sum_own(o, group);
     double elements = 0;
     profile_enter(o->profile);
     for (int i = 0; i < r->n_buckets; i++)
@@ -66,6 +90,21 @@ static void gather_params(optimizer *o) {
         ranks_all_gather(o->ranks, (char *)m->params + (size_t)r->buckets[i].offset * e,
                          (size_t)(r->buckets[i].count / r->ways) * e);
     profile_leave(o->profile, PART_COLLECTIVES, (double)r->n_flat * (double)e);
+}
+
+void optimizer_name_nonfinite(optimizer *o, char text[100]) {
+    const ranks *r = o->ranks;
+    text[0] = '\0';
+    if (r->size == 1) return;
+    double own;
+    o->model->ops->copy_out(o->model->backend, &own, o->own_squares, sizeof own);
+    int64_t n = !isfinite(own), after = n ? r->size - r->rank : 0; /* ranks from this one on: most where the rank is lowest */
+    ranks_sum_int64(r, &n, 1);
+    ranks_max_int64(r, &after, 1);
+    int lowest = r->size - (int)after;
+    if (n == 1) snprintf(text, 100, "rank %d's own gradient is not finite", lowest);
+    if (n > 1) snprintf(text, 100, "the own gradients of %lld ranks are not finite, rank %d's first", (long long)n, lowest);
+    if (n == 0) snprintf(text, 100, "each rank's own gradient is finite, their sum is not");
 }
 
 int optimizer_step(optimizer *o, const run_config *c, double lr, double *grad_norm, bool *stepped, error *err) {

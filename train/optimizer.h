@@ -19,6 +19,7 @@ typedef struct optimizer {
     float *master; /* (shard) in the backend's memory; NULL when the parameters are fp32 themselves */
     float *m, *v;  /* (shard) */
     double *sum_squares;
+    double *own_squares; /* of this rank's gradient before the reduction: says whose it was when the sum is not finite */
     float *clip_scale;
     int64_t t; /* steps taken, skipped ones not counted */
 } optimizer;
@@ -33,6 +34,10 @@ void optimizer_reduce_group(void *optimizer, int group);
 /* After all groups were reduced: clips, updates, gathers. grad_norm: before clipping, over all ranks. When it is not finite
  * nothing is changed and *stepped is false. */
 int optimizer_step(optimizer *o, const run_config *c, double lr, double *grad_norm, bool *stepped, error *err);
+
+/* Collective, after a step that was not taken: says whose own gradient was not finite, as "rank 2's own gradient is not finite".
+ * "" when there is one rank. */
+void optimizer_name_nonfinite(optimizer *o, char text[100]);
 
 /* fp32 master weights from the parameters as they are (exact where those were just read from fp32). */
 void optimizer_master_from_params(optimizer *o);

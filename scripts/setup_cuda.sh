@@ -1,14 +1,45 @@
 #!/usr/bin/env bash
-# setup_cuda.sh: a CUDA compiler in build/cuda, for machines that have none. Called by make setup-cuda; needs no root and no GPU.
+# setup_cuda.sh: what compiling cuda/ needs and this machine lacks. Called by make setup-cuda; needs no root and no GPU, and a
+# second call finds everything.
 #
-# The compiler comes as Python packages (requirements-cuda.txt: 116 MB to load, 270 MB on disk), so it is installed as ours are,
-# into an environment of its own; build/cuda points into it. A second call finds everything.
+# A compiler, where there is no toolkit: it comes as Python packages (requirements-cuda.txt: 104 MB to load, 271 MB on disk), so it
+# is installed as ours are, into an environment of its own, and build/cuda points into it. And the headers of cuDNN's frontend,
+# where cuDNN's own are; without them attention is by our own kernels alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-VENV=build/venv-cuda scripts/setup.sh cuda
-packages=$(cd build && compgen -G 'venv-cuda/lib/python3*/site-packages')
-ln -sfn "$packages/nvidia/cu13" build/cuda
-ln -sfn "$packages" build/cuda-frontend
-compiler=$(build/cuda/bin/nvcc --version | grep release)
-echo "setup: build/cuda has ${compiler##*, }; make finds it when there is no other. See scripts/cuda.mk"
+frontend=nvidia-cudnn-frontend==1.32.0 # the first release whose packed statistics can be trusted is 1.28
+environment=build/venv-cuda
+
+say() { echo "setup: $*"; }
+
+# The root of the toolkit that scripts/cuda.mk finds.
+find_toolkit() {
+    local compiler
+    for compiler in "${CUDA_HOME:-}/bin/nvcc" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc build/cuda/bin/nvcc; do
+        if [[ -x $compiler ]]; then
+            dirname "$(dirname "$(realpath "$compiler")")"
+            return 0
+        fi
+    done
+    return 1
+}
+
+if ! toolkit=$(find_toolkit); then
+    VENV=$environment scripts/setup.sh cuda
+    ln -sfn "$(cd build && compgen -G 'venv-cuda/lib/python3*/site-packages/nvidia/cu13')" build/cuda
+    toolkit=$(find_toolkit)
+fi
+say "CUDA compiler: $toolkit/bin/nvcc, $("$toolkit/bin/nvcc" --version | grep -o 'V[0-9.]*$')"
+
+# Without what it depends on, which is a gigabyte of Python that compiles kernels.
+headers=build/venv-frontend/$frontend
+if [[ -f $toolkit/include/cudnn.h && ! -d $headers ]]; then
+    say "loading the headers of $frontend"
+    mkdir -p build/venv-frontend
+    rm -rf build/venv-frontend/new
+    VENV=$environment scripts/setup.sh cuda-frontend
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --retries 5 --no-deps --target build/venv-frontend/new "$frontend"
+    mv build/venv-frontend/new "$headers"
+fi
+if [[ -d $headers ]]; then ln -sfn "venv-frontend/$frontend" build/cuda-frontend; else say "no cudnn.h: attention by our own kernels alone"; fi

@@ -91,7 +91,7 @@ $(EMU_DIR)/obj/tests/emu/%.cpp.o: tests/emu/%.cpp $(EMU_DIR)/flags
 	$(Q)$(EMU_CXX) $(EMU_RUNTIME_OPT) $(EMU_CXXFLAGS) -MMD -MP -c -o $@ $<
 
 $(EMU_DIR)/flags: FORCE
-	@mkdir -p $(@D) && echo '$(EMU_KERNEL) $(EMU_LINK) $(EMU_CFLAGS)' | cmp -s - $@ || echo '$(EMU_KERNEL) $(EMU_LINK) $(EMU_CFLAGS)' > $@
+	@mkdir -p $(@D) && echo '$(EMU_KERNEL) $(EMU_RUNTIME_OPT) $(EMU_LINK) $(EMU_CFLAGS)' | cmp -s - $@ || echo '$(EMU_KERNEL) $(EMU_RUNTIME_OPT) $(EMU_LINK) $(EMU_CFLAGS)' > $@
 
 .PHONY: emu emu-all emu-test
 -include $(shell find $(EMU_DIR)/obj -name '*.d' 2>/dev/null)

@@ -17,10 +17,11 @@ static int open_model(loaded_model *l, const model_config *c, const model_option
     model m;
     if (model_open(&m, c, o, l->ops, l->backend, &plan, err)) return -1;
     model_close(&m);
-    if (plan.peak > system_memory_available()) {
+    size_t available = l->ops->memory_available(l->backend, 1);
+    if (plan.peak > available) {
         char need[16], have[16];
         return error_set(err, STATUS_RESOURCE, "the model needs %s, and %s are free: use a shorter sequence or fewer rows",
-                         format_bytes(need, (double)plan.peak), format_bytes(have, (double)system_memory_available()));
+                         format_bytes(need, (double)plan.peak), format_bytes(have, (double)available));
     }
     l->memory = l->ops->alloc(l->backend, plan.peak, err);
     if (!l->memory) return -1;

@@ -52,9 +52,9 @@ int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, int threads,
     return result;
 }
 
-/* The ranks of a machine ask for their memory at the same time: each may count on its share of what is free. */
-static int check_memory(const run_plan *plan, const ranks *world, error *err) {
-    size_t available = system_memory_available() / (size_t)world->local_size;
+/* The ranks of a machine ask for their memory at the same time. */
+static int check_memory(const run *r, const run_plan *plan, const ranks *world, error *err) {
+    size_t available = r->ops->memory_available(r->backend, world->local_size);
     if (plan->arena.peak <= available) return 0;
     char need[16], have[16];
     return error_set(
@@ -66,15 +66,13 @@ static int check_memory(const run_plan *plan, const ranks *world, error *err) {
 
 int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, bool profiled, error *err) {
     *r = (run){.config = *c, .ranks = world, .ops = cpu_ops()};
-    if (check_memory(plan, world, err)) return -1;
     if (r->ops->open(&r->backend, plan->threads, world->local_rank, err)) return -1;
-    if (r->ops->check(r->backend, (dtype)c->dtype, err)) goto fail;
+    if (r->ops->check(r->backend, (dtype)c->dtype, err) || check_memory(r, plan, world, err)) goto fail;
     if (profiled && profile_open(&r->profile, &c->model, &r->ops, &r->backend, err)) goto fail;
     r->memory = r->ops->alloc(r->backend, plan->arena.peak, err);
     if (!r->memory) goto fail;
     r->arena = arena_on(r->memory, plan->arena.peak);
     if (lay_out(&r->model, &r->optimizer, c, plan, world, r->ops, r->backend, &r->arena, err)) goto fail;
-    r->optimizer.profile = r->profile;
     return 0;
 fail:
     run_close(r);

@@ -136,7 +136,7 @@ static int restore_from(run *r, checkpoint *c, error *err) {
     state_free(&s);
     if (result) return -1;
     if (master_here && !master_there) optimizer_master_from_params(&r->optimizer);
-    r->optimizer.t = checkpoint_about(c)->optimizer_step;
+    optimizer_resume(&r->optimizer, checkpoint_about(c)->optimizer_step);
     return copy_progress(&r->progress, checkpoint_about(c), err);
 }
 

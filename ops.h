@@ -49,6 +49,7 @@ typedef struct adamw_state {
 typedef struct ops {
     const char *name; /* "cpu", "cuda" */
     int run_ahead;    /* steps that are worth starting before the result of the oldest is fetched */
+    int64_t head_logits; /* logits held at a time unless the config says how many: enough for efficient products */
 
     /* ---- the device and its memory ---- */
 

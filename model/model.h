@@ -71,8 +71,8 @@ typedef struct model {
     float *cosines, *sines;                /* (T,D/2) */
 } model;
 
-/* Rows of logits that keep the chunk near 64 Mi elements, between 256 and 4096, and at most N. */
-int model_head_chunk(int64_t vocab_size, int64_t N);
+/* Rows of logits that keep a chunk near head_logits elements (ops.h), between 256 and 8192, and at most N. */
+int model_head_chunk(int64_t head_logits, int64_t vocab_size, int64_t N);
 
 /* Builds the model with memory of the arena. On a dry arena only its peak and table are made: nothing touches the backend but
  * ops->scratch_bytes, and the model is good for model_close only. Parameters are not set; gradients are zero. */

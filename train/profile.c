@@ -312,6 +312,7 @@ static ops table_like(const ops *real) {
     return (ops){
         .name = real->name,
         .run_ahead = real->run_ahead,
+        .head_logits = real->head_logits,
         .close = close_both,
         .describe = describe,
         .check = check,

@@ -71,7 +71,7 @@ static void run_head(void *context) {
 
 static void bench_head(dtype x) {
     head h = {.x = x, .N = 2048, .V = 202048, .C = 1024};
-    h.chunk = model_head_chunk(h.V, h.N);
+    h.chunk = model_head_chunk(cpu_ops()->head_logits, h.V, h.N);
     h.in = values(x, h.N * h.C, 1);
     h.w = values(x, h.V * h.C, 0.02f);
     h.din = values(x, h.N * h.C, 0);

@@ -48,6 +48,7 @@ typedef struct adamw_state {
 
 typedef struct ops {
     const char *name; /* "cpu", "cuda" */
+    bool host_memory; /* the host may read and write what `alloc` gives */
     int run_ahead;    /* steps that are worth starting before the result of the oldest is fetched */
     int64_t head_logits; /* logits held at a time unless the config says how many: enough for efficient products */
 

@@ -206,6 +206,7 @@ void *cpu_scratch(backend *b, size_t bytes) {
 const ops *cpu_ops(void) {
     static const ops table = {
         .name = "cpu",
+        .host_memory = true,
         .head_logits = (int64_t)1 << 26,
         .open = open_backend,
         .close = close_backend,

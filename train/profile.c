@@ -311,6 +311,7 @@ static void from_float(backend *b, void *y, const float *in, dtype x, int64_t n)
 static ops table_like(const ops *real) {
     return (ops){
         .name = real->name,
+        .host_memory = real->host_memory,
         .run_ahead = real->run_ahead,
         .head_logits = real->head_logits,
         .close = close_both,

@@ -109,6 +109,10 @@ fuzz-programs:
 
 fuzz-targets: $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(wildcard tests/fuzz/*.c))
 
+bundle: setup ## one archive with all that a cluster's node needs (not CUDA's libraries): build/mobilellm.tar.xz
+	@$(SUBMAKE) BUILD=build/portable ARCH=x86-64-v3 all
+	@scripts/bundle.sh build/portable/mobilellm build/mobilellm.tar.xz
+
 demo: ## the whole pipeline on a small model and real text, in minutes on two cores
 	@scripts/setup.sh build test demo
 	@$(SUBMAKE) all
@@ -138,6 +142,6 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 FORCE:
-.PHONY: all setup test sanitize test-programs fuzz fuzz-programs fuzz-targets demo bench coverage format lint clean help FORCE
+.PHONY: all setup bundle test sanitize test-programs fuzz fuzz-programs fuzz-targets demo bench coverage format lint clean help FORCE
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

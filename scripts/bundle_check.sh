@@ -32,6 +32,7 @@ for what in proc sys dev; do
     mount --make-rslave "$root/$what"
     mounts+=("$root/$what")
 done
+# shellcheck disable=SC2016 # expanded inside
 chroot "$root" /bin/env -i PATH=/bin HOME=/root OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 /bin/sh -ec '
     cd /opt/*
     PATH=$PWD/bin:$PATH

@@ -60,6 +60,12 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libmobilellm.a
 	@echo "link $@" && mkdir -p $(@D)
 	$(Q)$(CC) $(FLAGS) -o $@ $^ -lcmocka $(LIBS)
 
+# What test_faults makes fail: it stands between these functions and our code.
+FAULTS = malloc calloc realloc aligned_alloc posix_memalign strdup strndup open_memstream pthread_create open fopen opendir mkdir \
+         fstat mmap write ftruncate flock fsync rename symlink \
+         $(addprefix dnnl_,engine_create stream_create primitive_attr_create post_ops_create primitive_create)
+$(BUILD)/tests/test_faults: private LIBS += $(FAULTS:%=-Wl,--wrap=%)
+
 $(BUILD)/fuzz_%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(BUILD)/libmobilellm.a
 	@echo "link $@"
 	$(Q)$(CC) $(FLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS)
@@ -118,10 +124,16 @@ demo: ## the whole pipeline on a small model and real text, in minutes on two co
 	@$(SUBMAKE) all
 	@scripts/demo.sh
 
+# The program with a loader that is slowed down.
+$(BUILD)/bench/slow_loader: $(BUILD)/obj/mobilellm.o $(BUILD)/obj/scripts/bench/slow_loader.o $(BUILD)/libmobilellm.a
+	@echo "link $@" && mkdir -p $(@D)
+	$(Q)$(CC) $(FLAGS) -Wl,--wrap=sample_order_next -o $@ $^ $(LIBS)
+
 bench: setup ## speed and memory of whole training steps on this machine, as a table; TORCH=1: beside PyTorch's (GBs of download)
 	@$(if $(TORCH),VENV=build/venv-torch scripts/setup.sh bench)
-	@$(SUBMAKE) all $(BUILD)/bench/ops
+	@$(SUBMAKE) all $(BUILD)/bench/ops $(BUILD)/bench/slow_loader
 	@$(PYTHON) scripts/bench/train.py --ops $(BUILD)/bench/ops
+	@$(PYTHON) scripts/bench/whole.py --directory $(BUILD)
 
 coverage: setup ## lines of C that the tests reach
 	@scripts/setup.sh coverage
@@ -140,6 +152,8 @@ clean: ## remove what was built; Python environments stay, for they come from th
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+include tests/emu/emu.mk
 
 FORCE:
 .PHONY: all setup bundle test sanitize test-programs fuzz fuzz-programs fuzz-targets demo bench coverage format lint clean help FORCE

@@ -32,8 +32,7 @@ static void print_help(FILE *to) {
     fprintf(to,
             "\n`mobilellm COMMAND --help` tells more. Exit status: 0 done, 1 a library failed unexpectedly, 2 command line\n"
             "or config, 3 a file is missing, damaged or does not fit, 4 memory, disk, permissions, or a directory in use,\n"
-            "5 training diverged, 6 another rank failed or hung, 75 stopped early with a checkpoint: start again with\n"
-            "--resume.\n");
+            "5 training diverged, 6 another rank failed or hung, 75 stopped early: the same command with --resume goes on.\n");
 }
 
 static const command *find_command(const char *name) {

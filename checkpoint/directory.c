@@ -98,21 +98,28 @@ static int for_each(const char *dir, int (*each)(const char *dir, const char *na
     return result;
 }
 
-/* Is it the name of a step's file, followed by `end`? */
-static bool is_step(const char *name, const char *end, int64_t *step) {
+/* What follows the name of a step's file; NULL if it is none. */
+static const char *after_step(const char *name, int64_t *step) {
     char expected[64];
-    if (strncmp(name, "step_", 5) != 0) return false;
+    if (strncmp(name, "step_", 5) != 0) return NULL;
     *step = strtoll(name + 5, NULL, 10);
     step_name(expected, *step);
     size_t length = strlen(expected);
-    return *step >= 0 && strncmp(name, expected, length) == 0 && strcmp(name + length, end) == 0;
+    return *step >= 0 && strncmp(name, expected, length) == 0 ? name + length : NULL;
+}
+
+/* A step's temporary file, or one that MPI-IO has put beside it, under its name, a dot and more. */
+static bool is_temporary(const char *name) {
+    int64_t step;
+    const char *after = after_step(name, &step);
+    size_t length = sizeof suffix - 1;
+    return after && strncmp(after, suffix, length) == 0 && (after[length] == '\0' || after[length] == '.');
 }
 
 static int remove_temporary(const char *dir, const char *name, void *unused, error *err) {
     (void)unused;
-    int64_t step;
     char path[PATH_SIZE];
-    if (!is_step(name, suffix, &step) && strcmp(name, "latest.tmp") != 0) return 0;
+    if (!is_temporary(name) && strcmp(name, "latest.tmp") != 0) return 0;
     if (join(path, dir, name, err)) return -1;
     return unlink(path) == 0 || errno == ENOENT ? 0 : directory_error(err, path, errno);
 }
@@ -127,7 +134,8 @@ typedef struct step_list {
 static int add_step(const char *dir, const char *name, void *data, error *err) {
     step_list *list = data;
     int64_t step;
-    if (!is_step(name, "", &step)) return 0;
+    const char *after = after_step(name, &step);
+    if (!after || after[0]) return 0;
     if (list->n == list->capacity) {
         list->capacity = 2 * list->capacity + 16;
         int64_t *more = realloc(list->steps, (size_t)list->capacity * sizeof *more);
@@ -161,9 +169,8 @@ int directory_sync(const char *path, error *err) {
 }
 
 /* A new link is renamed over the old one, so that there is a `latest` at every moment. */
-static int point_latest(const char *dir, int64_t step, error *err) {
-    char name[64], link[PATH_SIZE], link_temporary[PATH_SIZE];
-    step_name(name, step);
+static int point_latest(const char *dir, const char *name, error *err) {
+    char link[PATH_SIZE], link_temporary[PATH_SIZE];
     if (join(link, dir, "latest", err) || join(link_temporary, dir, "latest.tmp", err)) return -1;
     unlink(link_temporary);
     if (symlink(name, link_temporary) != 0 || rename(link_temporary, link) != 0) return directory_error(err, link, errno);
@@ -182,12 +189,33 @@ static void remove_old(const char *dir, int64_t step, int keep) {
     free(steps);
 }
 
+/* The name that `latest` holds, "" if there is none. */
+static int read_latest(const char *dir, char name[PATH_SIZE], error *err) {
+    char link[PATH_SIZE];
+    if (join(link, dir, "latest", err)) return -1;
+    ssize_t length = readlink(link, name, PATH_SIZE - 1);
+    name[length > 0 ? length : 0] = '\0';
+    return 0;
+}
+
+/* After a failure: the step's file goes, and `latest` names what it named before. Whether that works too is not asked. */
+static void take_back(const char *dir, const char *file, const char *before) {
+    error unused;
+    char link[PATH_SIZE];
+    if (before[0])
+        point_latest(dir, before, &unused);
+    else if (join(link, dir, "latest", &unused) == 0)
+        unlink(link);
+    unlink(file);
+}
+
 int directory_publish(const char *dir, int64_t step, int keep, error *err) {
-    char file[PATH_SIZE], temporary[PATH_SIZE];
-    if (directory_names(file, temporary, dir, step, err)) return -1;
+    char name[64], file[PATH_SIZE], temporary[PATH_SIZE], before[PATH_SIZE];
+    step_name(name, step);
+    if (directory_names(file, temporary, dir, step, err) || read_latest(dir, before, err)) return -1;
     if (rename(temporary, file) != 0) return directory_error(err, file, errno);
-    if (directory_sync(dir, err) || point_latest(dir, step, err)) {
-        unlink(file);
+    if (directory_sync(dir, err) || point_latest(dir, name, err)) {
+        take_back(dir, file, before);
         return -1;
     }
     if (keep > 0) remove_old(dir, step, keep);

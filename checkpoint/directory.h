@@ -2,7 +2,8 @@
  *
  *   step_0000001000.h5       a checkpoint, complete: it was renamed to this name after fsync
  *   latest                   a symbolic link to the one written last
- *   step_0000002000.h5.tmp   one being written, or left over from a run that was killed; latest.tmp likewise */
+ *   step_0000002000.h5.tmp   one being written, or left over from a run that was killed; latest.tmp likewise, and what MPI-IO
+ * puts beside it: step_0000002000.h5.tmp.locktest.0 */
 #ifndef MOBILELLM_CHECKPOINT_DIRECTORY_H
 #define MOBILELLM_CHECKPOINT_DIRECTORY_H
 
@@ -20,8 +21,8 @@ int directory_make(const char *dir, error *err);
 int directory_clean(const char *dir, error *err);
 
 /* Renames the finished temporary to the step's name, points `latest` at it, and removes all but the `keep` newest files up to
- * this step (keep 0: none). Files of later steps are left: this run will come to them. On failure the step's file is not there.
- */
+ * this step (keep 0: none). Files of later steps are left: this run will come to them. On failure the step's file is not there,
+ * and `latest` names what it named before. */
 int directory_publish(const char *dir, int64_t step, int keep, error *err);
 
 /* The steps that have a file, from the newest: *steps is allocated. A directory that does not exist has none. */

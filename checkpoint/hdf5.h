@@ -19,7 +19,7 @@ typedef struct h5_trouble {
     int code;
 } h5_trouble;
 
-/* From now on failures are noted in *t, which is cleared; NULL: nowhere. */
+/* From now on failures are noted in *t, which is cleared; NULL: nowhere. Called before anything else of HDF5. */
 void h5_listen(h5_trouble *t);
 
 /* File types, which are the memory types too (little endian): closed by the caller. A bf16 is a floating-point number of 16 bits,

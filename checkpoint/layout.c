@@ -174,12 +174,19 @@ static int put_on_disk(int fd, const char *path, int memory, error *err) {
     return code ? directory_error(err, path, code) : 0;
 }
 
+/* code: errno, or 0 when HDF5 told none. Returns -1. */
+static int no_memory(error *err, const char *path, int code, const char *reason) {
+    if (!code) return error_set(err, STATUS_RESOURCE, "%s: HDF5 cannot lay out the file: %s.", path, reason);
+    directory_error(err, "/dev/shm", code);
+    return error_prefix(err, "%s: cannot be laid out in memory", path);
+}
+
 /* The file, made in memory. Returns its descriptor; its name is already gone. A memfd has no name that HDF5 could open. */
 static int describe_file(const char *path, const checkpoint_info *info, const dataset *sets, int n, error *err) {
     char name[] = "/dev/shm/mobilellm-checkpoint-XXXXXX";
     h5_trouble trouble;
     int memory = mkstemp(name);
-    if (memory < 0) return directory_error(err, name, errno);
+    if (memory < 0) return no_memory(err, path, errno, "");
     h5_listen(&trouble);
     hid_t file = create_file(name);
     unlink(name);
@@ -189,7 +196,7 @@ static int describe_file(const char *path, const checkpoint_info *info, const da
     h5_listen(NULL);
     if (result == 0) return memory;
     close(memory);
-    return error_set(err, STATUS_RESOURCE, "%s: HDF5 cannot lay out the file in memory (/dev/shm): %s.", path, trouble.text);
+    return no_memory(err, path, trouble.code, trouble.text);
 }
 
 int layout_write(const char *path, const checkpoint_info *info, const dataset *sets, int n, error *err) {

@@ -185,7 +185,7 @@ void cpu_attention_backward(backend *b, void *dqkv, const void *d_o, const void 
     pass f = {.dqkv = dqkv, .d_o = d_o, .o = o, .lse = lse, .qkv = qkv};
     error err;
     if (prepare(b, &f, &a, &err)) {
-        cpu_fail(b, "attention", err.text);
+        cpu_fail(b, err.code, "attention", err.text);
         return;
     }
     int failed = 0;
@@ -197,5 +197,5 @@ void cpu_attention_backward(backend *b, void *dqkv, const void *d_o, const void 
 #pragma omp barrier
         add_partials(&a, &f, tiles, threads);
     }
-    if (failed) cpu_fail(b, "attention", "oneDNN failed in a product of the backward pass");
+    if (failed) cpu_fail(b, STATUS_INTERNAL, "attention", "oneDNN failed in a product of the backward pass");
 }

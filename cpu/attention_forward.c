@@ -149,7 +149,7 @@ void cpu_attention_forward(backend *b, void *o, float *lse, const void *qkv, con
     pass f = {.o = o, .lse = lse, .qkv = qkv};
     error err;
     if (prepare(b, &f, &a, &err)) {
-        cpu_fail(b, "attention", err.text);
+        cpu_fail(b, err.code, "attention", err.text);
         return;
     }
     int failed = 0;
@@ -159,5 +159,5 @@ void cpu_attention_forward(backend *b, void *o, float *lse, const void *qkv, con
         int thread = omp_get_thread_num();
         failed = forward_stretch(&a, &f, &tiles[thread], thread, omp_get_num_threads());
     }
-    if (failed) cpu_fail(b, "attention", "oneDNN failed in a product of the forward pass");
+    if (failed) cpu_fail(b, STATUS_INTERNAL, "attention", "oneDNN failed in a product of the forward pass");
 }

@@ -95,8 +95,8 @@ static int open_backend(backend **opened, int threads, int local_rank, error *er
 
 /* ---- failures ---- */
 
-void cpu_fail(backend *b, const char *what, const char *why) {
-    if (b->failure.code == STATUS_OK) error_set(&b->failure, STATUS_INTERNAL, "%s: %s", what, why);
+void cpu_fail(backend *b, status code, const char *what, const char *why) {
+    if (b->failure.code == STATUS_OK) error_set(&b->failure, code, "%s: %s", what, why);
 }
 
 static int sync_backend(backend *b, error *err) {
@@ -188,7 +188,8 @@ static void zero_memory(backend *b, void *memory, size_t bytes) {
 static size_t larger(size_t p, size_t q) { return p > q ? p : q; }
 
 static size_t scratch_bytes(backend *b, const op_limits *limits) {
-    return larger(cpu_attention_scratch(b, limits), larger(cpu_rmsnorm_scratch(limits), cpu_qk_rope_scratch(limits)));
+    size_t norms = larger(cpu_rmsnorm_scratch(limits), cpu_qk_rope_scratch(limits));
+    return larger(larger(cpu_attention_scratch(b, limits), cpu_cross_entropy_scratch(b, limits)), norms);
 }
 
 static void set_scratch(backend *b, void *memory, size_t bytes) {

@@ -29,7 +29,7 @@ struct backend {
 };
 
 /* Keeps the first failure for `sync` to report. */
-void cpu_fail(backend *b, const char *what, const char *why);
+void cpu_fail(backend *b, status code, const char *what, const char *why);
 
 /* The ops, by file. */
 int cpu_gemm_open(backend *b, error *err);
@@ -78,6 +78,7 @@ void cpu_qk_rope_backward(backend *b, void *dqkv, float *dwq, float *dwk, const 
 void cpu_swiglu_forward(backend *b, void *y, const void *gate_up, dtype x, int64_t N, int F);
 void cpu_swiglu_backward(backend *b, void *gate_up, void *dy_y, dtype x, int64_t N, int F);
 
+size_t cpu_cross_entropy_scratch(const backend *b, const op_limits *limits);
 void cpu_cross_entropy(backend *b, float *losses, float *z_losses, void *z, const int32_t *targets, float scale, float z_loss,
                        bool backward, dtype x, int64_t N, int64_t V);
 

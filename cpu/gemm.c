@@ -108,7 +108,7 @@ static void multiply(backend *b, const char *op, const product *shape, void *c, 
         return;
     }
     dnnl_status_t failed = execute(b, shape, c, a, w);
-    if (failed) cpu_fail(b, op, dnnl_status2str(failed));
+    if (failed) cpu_fail(b, failed == dnnl_out_of_memory ? STATUS_RESOURCE : STATUS_INTERNAL, op, dnnl_status2str(failed));
 }
 
 /* A row-major matrix, and the transpose of one that has `columns` rows. */

@@ -58,7 +58,8 @@ int token_info_read(token_info *info, const char *prefix, bool verify, int64_t v
                          .n_tokens = file.n_tokens,
                          .largest = -1};
     int rc = token_card_read(&info->card, prefix, err) || check_card(&info->card, &file, err) ||
-             describe_lengths(info, &file, err) || (verify && verify_ids(info, &file, vocab_size, err));
+             describe_lengths(info, &file, err) ||
+             (verify && (verify_ids(info, &file, vocab_size, err) || token_file_verify_sum(&file, &info->card, err)));
     token_file_close(&file);
     return rc ? -1 : 0;
 }

@@ -18,7 +18,7 @@ typedef struct token_info {
 } token_info;
 
 /* Describes a prefix, and refuses one whose card tells of other data. verify: reads every token; ids must lie in [0, vocab_size)
- * (0: the card's vocabulary, or any) and in the card's vocabulary. */
+ * (0: the card's vocabulary, or any) and in the card's vocabulary, and the .bin must have the card's checksum. */
 int token_info_read(token_info *info, const char *prefix, bool verify, int64_t vocab_size, error *err);
 
 /* n prefixes as a table for people, and as JSON: an array of objects, null for what is not known. */

@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import sys
+import zlib
 from array import array
 from contextlib import contextmanager, suppress
 
@@ -54,6 +55,7 @@ class TokenWriter:
         self.type = UINT16 if largest_id <= TYPE_MAX[UINT16] else INT32
         self.lengths = array("i")
         self.n_tokens = 0
+        self.bin_crc = 0
         self.bin = open(f"{prefix}.bin.tmp", "wb")
 
     def __enter__(self):
@@ -66,7 +68,9 @@ class TokenWriter:
             remove(f"{self.prefix}.{ending}.tmp")
 
     def add(self, ids):
-        self.bin.write(little_endian(array(TYPE_CODES[self.type], ids)))
+        data = little_endian(array(TYPE_CODES[self.type], ids))
+        self.bin.write(data)
+        self.bin_crc = zlib.crc32(data, self.bin_crc)
         self.lengths.append(len(ids))
         self.n_tokens += len(ids)
 
@@ -82,11 +86,13 @@ class TokenWriter:
 
     def finish(self, card):
         """Puts the files in place. An index of earlier data goes first: beside the new .bin it would be wrong."""
-        card = {"tokens": self.n_tokens, "n_documents": len(self.lengths), **card}
         force_to_disk(self.bin)
-        for ending, parts in (("idx", self.index()), ("json", [json.dumps(card, indent=1).encode() + b"\n"])):
+        index = b"".join(self.index())
+        sums = {"bin_crc32": self.bin_crc, "idx_crc32": zlib.crc32(index)}
+        card = {"tokens": self.n_tokens, "n_documents": len(self.lengths), **sums, **card}
+        for ending, data in (("idx", index), ("json", json.dumps(card, indent=1).encode() + b"\n")):
             with open(f"{self.prefix}.{ending}.tmp", "wb") as file:
-                file.writelines(parts)
+                file.write(data)
                 force_to_disk(file)
         remove(f"{self.prefix}.idx")
         for ending in ("bin", "json", "idx"):

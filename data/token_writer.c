@@ -15,17 +15,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #include "util/file.h"
 
 enum { BUFFER_BYTES = 1 << 18 };
 
-/* A file under its temporary name; fd -1: not open. */
+/* A file under its temporary name; fd -1: not open. crc: of what has left the buffer. */
 typedef struct output {
     char path[PATH_MAX], temporary[PATH_MAX];
     int fd;
     unsigned char *buffer;
     size_t used;
+    uint32_t crc;
 } output;
 
 struct token_writer {
@@ -56,6 +58,7 @@ static int output_open(output *o, const char *prefix, const char *suffix, error 
 static int output_flush(output *o, error *err) {
     size_t bytes = o->used;
     o->used = 0;
+    o->crc = (uint32_t)crc32_z(o->crc, o->buffer, bytes);
     return file_write(o->fd, o->temporary, o->buffer, bytes, err);
 }
 
@@ -196,9 +199,10 @@ static int write_index(token_writer *w, error *err) {
 }
 
 static int write_card(token_writer *w, const token_card *card, error *err) {
-    json_t *json = json_pack("{s:I, s:I, s:I, s:I, s:s, s:s}", "bytes", (json_int_t)card->bytes, "tokens",
+    json_t *json = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "bytes", (json_int_t)card->bytes, "tokens",
                              (json_int_t)card->tokens, "n_documents", (json_int_t)card->n_documents, "vocab_size",
-                             (json_int_t)card->vocab_size, "tokenizer", card->tokenizer, "tokenizer_hash", card->tokenizer_hash);
+                             (json_int_t)card->vocab_size, "bin_crc32", (json_int_t)card->bin_crc32, "idx_crc32",
+                             (json_int_t)card->idx_crc32, "tokenizer", card->tokenizer, "tokenizer_hash", card->tokenizer_hash);
     char *text = json ? json_dumps(json, JSON_INDENT(1)) : NULL;
     json_decref(json);
     if (!text) return error_set(err, STATUS_INTERNAL, "%s.json: cannot be put as JSON (out of memory, or not UTF-8)", w->prefix);
@@ -238,12 +242,14 @@ static int put_in_place(token_writer *w, bool with_card, error *err) {
 
 int token_writer_finish(token_writer *w, token_card *card, error *err) {
     assert(w->pending == 0 && w->documents[w->n_documents] == w->n_sequences);
+    int rc = output_close(&w->bin, err) || write_index(w, err);
     if (card) {
         card->tokens = w->n_tokens;
         card->n_documents = w->n_documents;
+        card->bin_crc32 = w->bin.crc;
+        card->idx_crc32 = w->idx.crc;
     }
-    int rc =
-        output_close(&w->bin, err) || write_index(w, err) || (card && write_card(w, card, err)) || put_in_place(w, card, err);
+    rc = rc || (card && write_card(w, card, err)) || put_in_place(w, card, err);
     token_writer_abandon(w);
     return rc ? -1 : 0;
 }

@@ -21,8 +21,8 @@ int token_writer_append(token_writer *w, const int32_t *ids, int64_t n, error *e
 int token_writer_end_sequence(token_writer *w, error *err);
 int token_writer_end_document(token_writer *w, error *err);
 
-/* Puts the files in place and frees the writer. The card's tokens and n_documents are filled in; without a card (NULL) none is
- * written, and an earlier one is removed. */
+/* Puts the files in place and frees the writer. The card's tokens, n_documents and checksums are filled in; without a card (NULL)
+ * none is written, and an earlier one is removed. */
 int token_writer_finish(token_writer *w, token_card *card, error *err);
 
 /* Removes what was written and frees the writer. After any failure but one of finish, which has done it. */

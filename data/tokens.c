@@ -27,6 +27,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the files are little-endian and read without conversion"
@@ -208,12 +209,34 @@ static int check_documents(const token_file *f, error *err) {
     return 0;
 }
 
+/* Of a whole file in memory: the card's, or damage. */
+static int check_sum(const char *prefix, const char *ending, const unsigned char *data, size_t bytes, int64_t wanted,
+                     error *err) {
+    if (wanted < 0) return 0;
+    int64_t sum = (int64_t)crc32_z(0, bytes ? data : (const unsigned char *)"", bytes);
+    if (sum == wanted) return 0;
+    return error_set(err, STATUS_INPUT,
+                     "%s%s: its CRC-32 is %08" PRIx64 ", and %s.json says %08" PRIx64
+                     ": it has changed since it was written. " WRITE_AGAIN " If it is meant to be as it is, remove the card.",
+                     prefix, ending, sum, prefix, wanted);
+}
+
+static int check_index_sum(const token_file *f, error *err) {
+    token_card card;
+    if (token_card_read(&card, f->prefix, err)) return -1;
+    return check_sum(f->prefix, ".idx", f->idx, f->idx_bytes, card.idx_crc32, err);
+}
+
+int token_file_verify_sum(const token_file *f, const token_card *card, error *err) {
+    return check_sum(f->prefix, ".bin", f->bin, f->bin_bytes, card->bin_crc32, err);
+}
+
 int token_file_open(token_file *f, const char *prefix, error *err) {
     *f = (token_file){0};
     f->prefix = strdup(prefix);
     if (!f->prefix) return error_set(err, STATUS_RESOURCE, "out of memory");
     if (map_file(&f->idx, &f->idx_bytes, prefix, ".idx", err) || map_file(&f->bin, &f->bin_bytes, prefix, ".bin", err) ||
-        check_header(f, err) || check_sequences(f, err) || check_documents(f, err)) {
+        check_header(f, err) || check_sequences(f, err) || check_documents(f, err) || check_index_sum(f, err)) {
         token_file_close(f);
         return -1;
     }
@@ -316,7 +339,7 @@ static int card_text(char *value, size_t size, const json_t *card, const char *k
 }
 
 int token_card_read(token_card *card, const char *prefix, error *err) {
-    *card = (token_card){.bytes = -1, .tokens = -1, .vocab_size = -1, .n_documents = -1};
+    *card = (token_card){.bytes = -1, .tokens = -1, .vocab_size = -1, .n_documents = -1, .bin_crc32 = -1, .idx_crc32 = -1};
     char path[4096];
     if ((size_t)snprintf(path, sizeof path, "%s.json", prefix) >= sizeof path)
         return error_set(err, STATUS_INPUT, "%.60s...: the path is longer than %zu bytes", prefix, sizeof path - 1);
@@ -335,6 +358,8 @@ int token_card_read(token_card *card, const char *prefix, error *err) {
         rc = card_number(&card->bytes, json, "bytes", path, err) || card_number(&card->tokens, json, "tokens", path, err) ||
              card_number(&card->vocab_size, json, "vocab_size", path, err) ||
              card_number(&card->n_documents, json, "n_documents", path, err) ||
+             card_number(&card->bin_crc32, json, "bin_crc32", path, err) ||
+             card_number(&card->idx_crc32, json, "idx_crc32", path, err) ||
              card_text(card->tokenizer, sizeof card->tokenizer, json, "tokenizer", path, err) ||
              card_text(card->tokenizer_hash, sizeof card->tokenizer_hash, json, "tokenizer_hash", path, err);
     json_decref(json);

@@ -25,8 +25,19 @@ typedef struct token_file {
     size_t bin_bytes, idx_bytes;
 } token_file;
 
+/* The card PREFIX.json that data/prepare.py and `data pack` write beside the files. A key that is absent is -1 or "", and so are
+ * all when there is no card. */
+typedef struct token_card {
+    int64_t bytes; /* of the UTF-8 text that the tokens stand for, without the special tokens */
+    int64_t tokens, vocab_size, n_documents;
+    int64_t bin_crc32, idx_crc32; /* CRC-32 (zlib's) of all bytes of the files */
+    char tokenizer[64];           /* what made the tokens, in words: "bytes", "bpe" */
+    char tokenizer_hash[80];      /* sha256 of tokenizer.json; equal hashes, same meaning of every id */
+} token_card;
+
 /* Opens and checks everything that the format promises (magic, version, dtype, counts, size, sequences one after another that
- * fill the .bin, document index from 0 to N). Legal but empty files open with n_tokens 0. */
+ * fill the .bin, document index from 0 to N), and the index's checksum where the card has it. Legal but empty files open with
+ * n_tokens 0. */
 int token_file_open(token_file *f, const char *prefix, error *err);
 void token_file_close(token_file *f);
 
@@ -43,17 +54,12 @@ int64_t token_file_document(const token_file *f, int64_t at, int64_t *end);
  * *largest is -1 for an empty file. */
 int token_file_verify(const token_file *f, int64_t vocab_size, int32_t *largest, error *err);
 
+/* The whole .bin against the checksum of its card, where that has one. */
+int token_file_verify_sum(const token_file *f, const token_card *card, error *err);
+
 /* Says that token `at` of the file lies outside of [0, vocab_size), and what that usually means. Returns -1. */
 int token_file_bad_id(const token_file *f, int64_t at, int32_t id, int64_t vocab_size, error *err);
 
-/* The card PREFIX.json that data/prepare.py and `data pack` write beside the files. A key that is absent is -1 or "", and so are
- * all when there is no card. */
-typedef struct token_card {
-    int64_t bytes; /* of the UTF-8 text that the tokens stand for, without the special tokens */
-    int64_t tokens, vocab_size, n_documents;
-    char tokenizer[64];      /* what made the tokens, in words: "bytes", "bpe" */
-    char tokenizer_hash[80]; /* sha256 of tokenizer.json; equal hashes, same meaning of every id */
-} token_card;
 int token_card_read(token_card *card, const char *prefix, error *err);
 
 #endif

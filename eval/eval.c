@@ -17,7 +17,7 @@ typedef struct eval_options {
     int n_rest;
 } eval_options;
 
-static int parse(eval_options *o, int argc, char **argv, int *helped, error *err) {
+static int parse(eval_options *o, int argc, char **argv, bool prints, int *helped, error *err) {
     *o = (eval_options){.batch = 8, .rest = argv + 1};
     const command_option table[] = {
         {"data", OPTION_FLAG, &o->data_given, 0, 0, NULL, "what follows are the prefixes of token files"},
@@ -29,15 +29,13 @@ static int parse(eval_options *o, int argc, char **argv, int *helped, error *err
         {"threads", OPTION_INTEGER, &o->threads, 1, 4096, "N", "of each rank"},
         {"json", OPTION_FLAG, &o->json, 0, 0, NULL, "print JSON"},
         {0}};
-    if (options_parse(
-            table,
-            "Usage: mobilellm eval CHECKPOINT --data PREFIX ... [options]\n"
-            "       mpirun -np N mobilellm eval ...\n\n"
-            "Loss (nats a token), perplexity and bits per byte on token files, each and in total. A file is read from end to end "
-            "in windows\n"
-            "that do not overlap: every token but the first is predicted once. CHECKPOINT: a file, or a run's directory.\n",
-            argc, argv, &o->n_rest, helped, err))
-        return -1;
+    const char *usage =
+        "Usage: mobilellm eval CHECKPOINT --data PREFIX ... [options]\n"
+        "       mpirun -np N mobilellm eval ...\n\n"
+        "Loss (nats a token), perplexity and bits per byte on token files, each and in total. A file is read from end to end in "
+        "windows\n"
+        "that do not overlap: every token but the first is predicted once. CHECKPOINT: a file, or a run's directory.\n";
+    if (options_parse(table, prints ? usage : NULL, argc, argv, &o->n_rest, helped, err)) return -1;
     if (*helped) return 0;
     if (o->n_rest < 2 || !o->data_given)
         return error_set(err, STATUS_USAGE,
@@ -89,9 +87,8 @@ static int measure_all(const eval_options *o, loaded_model *l, const ranks *worl
     if (!losses) return error_set(err, STATUS_RESOURCE, "no memory for %d results", n);
     int result = 0;
     for (int i = 0; result == 0 && i < n; i++) {
-        result = heldout_measure(&losses[i], &l->model, o->rest[1 + i], o->mask_documents, o->max_tokens, world, err);
-        total = (heldout_loss){total.nats + losses[i].nats, total.tokens + losses[i].tokens, total.bytes + losses[i].bytes,
-                               total.seconds + losses[i].seconds};
+        result = heldout_measure(&losses[i], &l->model, o->rest[1 + i], o->mask_documents, o->max_tokens, NULL, world, err);
+        heldout_add(&total, &losses[i]);
     }
     if (result == 0 && world->rank == 0) print_results(o, l, losses, &total);
     free(losses);
@@ -102,7 +99,7 @@ int eval_command(int argc, char **argv, const ranks *world, error *err) {
     eval_options o;
     loaded_model l;
     int helped;
-    if (ranks_agree(world, parse(&o, argc, argv, &helped, err), err)) return -1;
+    if (ranks_agree(world, parse(&o, argc, argv, world->rank == 0, &helped, err), err)) return -1;
     if (helped) return 0;
     int x = !o.dtype ? -1 : strcmp(o.dtype, "f32") == 0 ? DTYPE_F32 : DTYPE_BF16;
     int threads = o.threads > 0 ? (int)o.threads : ranks_threads(world);

@@ -19,56 +19,94 @@ static int fill_windows(token_batch *batch, const token_file *file, int64_t numb
     return 0;
 }
 
-static int measure_share(heldout_loss *loss, model *m, const token_file *file, int64_t n_windows, bool mask_documents,
-                         const ranks *r, error *err) {
-    int T = m->options.T, B = m->options.B, result = 0;
+/* A rank's memory for its batches. */
+typedef struct share {
     token_batch batch;
-    if (token_batch_alloc(&batch, B, T, err)) return -1;
-    float *losses = malloc((size_t)B * (size_t)T * sizeof *losses);
-    if (!losses) result = error_set(err, STATUS_RESOURCE, "no memory for the losses of %d x %d tokens", B, T);
-    for (int64_t number = r->rank; result == 0 && number * B < n_windows; number += r->size) {
-        result = fill_windows(&batch, file, number, n_windows, B, m->config.vocab_size, mask_documents, err);
-        if (result) break;
-        model_input in = {batch.rows, batch.tokens, batch.targets, batch.doc, batch.pos};
-        result = model_losses(m, &in, losses, err);
-        for (int64_t i = 0; result == 0 && i < (int64_t)batch.rows * T; i++) {
-            loss->nats += losses[i];
-            loss->tokens += batch.targets[i] >= 0;
+    float *losses; /* (B,T) */
+} share;
+
+static void share_close(share *s) {
+    free(s->losses);
+    token_batch_free(&s->batch);
+}
+
+static int share_open(share *s, const model *m, error *err) {
+    int T = m->options.T, B = m->options.B;
+    *s = (share){.losses = malloc((size_t)B * (size_t)T * sizeof *s->losses)};
+    if (!s->losses) return error_set(err, STATUS_RESOURCE, "no memory for the losses of %d x %d tokens", B, T);
+    return token_batch_alloc(&s->batch, B, T, err);
+}
+
+static int measure_batch(heldout_loss *loss, model *m, share *s, error *err) {
+    model_input in = {s->batch.rows, s->batch.tokens, s->batch.targets, s->batch.doc, s->batch.pos};
+    if (model_losses(m, &in, s->losses, err)) return -1;
+    for (int64_t i = 0; i < (int64_t)in.rows * m->options.T; i++) {
+        loss->nats += s->losses[i];
+        loss->tokens += in.targets[i] >= 0;
+    }
+    return 0;
+}
+
+/* All ranks come round as often as the one with the most batches, because they ask together whether to go on. */
+static int measure_share(heldout_loss *loss, model *m, const token_file *file, int64_t n_windows, bool mask_documents,
+                         const heldout_stop *stop, const ranks *r, error *err) {
+    int B = m->options.B;
+    int64_t n_batches = (n_windows + B - 1) / B;
+    share s;
+    int result = share_open(&s, m, err);
+    for (int64_t first = 0; first < n_batches; first += r->size) {
+        int64_t number = first + r->rank;
+        if (stop && stop->asked(stop->context, result != 0)) {
+            loss->abandoned = true;
+            break;
         }
+        if (result || number >= n_batches) continue;
+        result = fill_windows(&s.batch, file, number, n_windows, B, m->config.vocab_size, mask_documents, err);
+        if (result == 0) result = measure_batch(loss, m, &s, err);
         ranks_progress(r);
     }
-    free(losses);
-    token_batch_free(&batch);
+    share_close(&s);
     return result;
 }
 
-int heldout_measure(heldout_loss *loss, model *m, const char *prefix, bool mask_documents, int64_t max_tokens, const ranks *r,
-                    error *err) {
+static int open_file(token_file *file, token_card *card, const char *prefix, error *err) {
+    if (token_file_open(file, prefix, err)) return -1;
+    int result = token_card_read(card, prefix, err);
+    if (file->n_tokens < 2)
+        result =
+            error_set(err, STATUS_INPUT, "%s.bin has %lld tokens: a loss needs at least 2", prefix, (long long)file->n_tokens);
+    if (result) token_file_close(file);
+    return result;
+}
+
+int heldout_measure(heldout_loss *loss, model *m, const char *prefix, bool mask_documents, int64_t max_tokens,
+                    const heldout_stop *stop, const ranks *r, error *err) {
     double start = seconds_now();
-    *loss = (heldout_loss){.bytes = NAN};
+    int T = m->options.T;
     token_file file;
     token_card card;
-    int result = token_file_open(&file, prefix, err);
-    if (result == 0) {
-        if (file.n_tokens < 2)
-            result =
-                error_set(err, STATUS_INPUT, "%s.bin has %lld tokens: a loss needs at least 2", prefix, (long long)file.n_tokens);
-        if (result == 0) result = token_card_read(&card, prefix, err);
-        int64_t n_windows = (file.n_tokens - 1 + m->options.T - 1) / m->options.T,
-                asked = (max_tokens + m->options.T - 1) / m->options.T;
-        bool whole = max_tokens == 0 || asked >= n_windows;
-        if (result == 0) result = measure_share(loss, m, &file, whole ? n_windows : asked, mask_documents, r, err);
-        /* The bytes of a part of the file are not known, so the whole's are taken in proportion. */
-        if (result == 0 && card.bytes > 0)
-            loss->bytes =
-                whole ? (double)card.bytes : (double)card.bytes * (double)(asked * m->options.T) / (double)(file.n_tokens - 1);
-        token_file_close(&file);
-    }
+    *loss = (heldout_loss){.bytes = NAN};
+    if (ranks_agree(r, open_file(&file, &card, prefix, err), err)) return -1;
+    int64_t n_windows = (file.n_tokens - 1 + T - 1) / T, asked = (max_tokens + T - 1) / T;
+    bool whole = max_tokens == 0 || asked >= n_windows;
+    int result = measure_share(loss, m, &file, whole ? n_windows : asked, mask_documents, stop, r, err);
+    /* The bytes of a part of the file are not known, so the whole's are taken in proportion. */
+    if (card.bytes > 0)
+        loss->bytes = whole ? (double)card.bytes : (double)card.bytes * (double)(asked * T) / (double)(file.n_tokens - 1);
+    token_file_close(&file);
     if (ranks_agree(r, result, err)) return -1;
     ranks_sum_double(r, &loss->nats, 1);
     ranks_sum_int64(r, &loss->tokens, 1);
     loss->seconds = seconds_now() - start;
     return 0;
+}
+
+void heldout_add(heldout_loss *total, const heldout_loss *loss) {
+    total->nats += loss->nats;
+    total->tokens += loss->tokens;
+    total->bytes += loss->bytes;
+    total->seconds += loss->seconds;
+    total->abandoned = total->abandoned || loss->abandoned;
 }
 
 double heldout_mean(const heldout_loss *loss) { return loss->nats / (double)loss->tokens; }

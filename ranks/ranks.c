@@ -98,6 +98,8 @@ int ranks_watch(const ranks *r, double limit, const char *advice, error *err) {
     return r->size > 1 && limit > 0 ? watch_start(r->watch, r, limit, advice, err) : 0;
 }
 
+void ranks_enter(const ranks *r, const char *call) { watch_enter(r->watch, call); }
+void ranks_leave(const ranks *r) { watch_leave(r->watch); }
 void ranks_progress(const ranks *r) { watch_progress(r->watch); }
 
 /* One write, so that the lines of two programs on a terminal do not mix. */

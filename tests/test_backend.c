@@ -83,8 +83,8 @@ static void sync_reports_the_first_failure(void **state) {
     testing_open(&t, 1);
     error err = {0};
     assert_int_equal(t.ops->sync(t.b, &err), 0);
-    cpu_fail(t.b, "first", "this");
-    cpu_fail(t.b, "second", "that");
+    cpu_fail(t.b, STATUS_RESOURCE, "first", "this");
+    cpu_fail(t.b, STATUS_INTERNAL, "second", "that");
     assert_int_equal(t.ops->sync(t.b, &err), -1);
     assert_string_equal(err.text, "first: this");
     assert_int_equal(err.code, STATUS_INTERNAL);

@@ -4,6 +4,7 @@ The files are written by build/tests/test_checkpoint, whose table of tensors and
 with h5py, zlib and h5dump, which know nothing of our code.
 """
 
+import errno
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import write_faults
 from conftest import BUILD, ENV, ROOT
 
 PROGRAM = BUILD / "tests/test_checkpoint"
@@ -240,59 +242,11 @@ def small_disk(tmp_path):
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory):
-    """A library that makes system calls fail as broken or simple filesystems do, by its variables FAIL_*."""
-    folder = tmp_path_factory.mktemp("shim")
-    (folder / "shim.c").write_text(SHIM)
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", folder / "shim.so", folder / "shim.c", "-ldl"], check=True)
-    return {"LD_PRELOAD": str(folder / "shim.so")}
+    """Of tests/shim_files.c."""
+    return {"LD_PRELOAD": str(write_faults.build_shim(tmp_path_factory.mktemp("shim")))}
 
 
-SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/statvfs.h>
-#include <sys/uio.h>
-#include <unistd.h>
-
-static int is_checkpoint(int fd) {
-    char link[64], path[4096] = "";
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    return readlink(link, path, sizeof path - 1) > 0 && strstr(path, ".h5.tmp") != NULL;
-}
-
-/* On rank FAIL_RANK (all when unset), of the file being written. */
-static int told(const char *name, int fd) {
-    const char *rank = getenv("OMPI_COMM_WORLD_RANK"), *which = getenv("FAIL_RANK"), *code = getenv(name);
-    if (!code || (rank && which && strcmp(rank, which) != 0) || !is_checkpoint(fd)) return 0;
-    return atoi(code);
-}
-#define REAL(name, ...) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))(__VA_ARGS__)
-#define FAIL(variable) do { int code = told(variable, fd); if (code) { errno = code; return -1; } } while (0)
-
-int fallocate(int fd, int mode, off_t at, off_t n) { FAIL("FAIL_FALLOCATE"); return REAL(fallocate, fd, mode, at, n); }
-int fsync(int fd) { FAIL("FAIL_FSYNC"); return REAL(fsync, fd); }
-int fstatvfs(int fd, struct statvfs *s) {
-    int result = REAL(fstatvfs, fd, s);
-    if (getenv("FAIL_STATVFS")) s->f_bavail = 1 << 30;
-    return result;
-}
-ssize_t pwrite(int fd, const void *data, size_t n, off_t at) {
-    if (at >= 100000) FAIL("FAIL_PWRITE");
-    return REAL(pwrite, fd, data, n, at);
-}
-ssize_t pwritev(int fd, const struct iovec *v, int n, off_t at) {
-    if (at >= 100000) FAIL("FAIL_PWRITE");
-    return REAL(pwritev, fd, v, n, at);
-}
-int rename(const char *from, const char *to) {
-    if (getenv("FAIL_RENAME") && strstr(from, ".h5.tmp")) { errno = atoi(getenv("FAIL_RENAME")); return -1; }
-    return REAL(rename, from, to);
-}
-"""
+NO_FALLOCATE = {"FAULT_NAME": "fallocate", "FAULT_CODE": str(errno.EOPNOTSUPP)}  # NFS 3
 
 
 def assert_untouched(directory, first, names=("latest",)):
@@ -315,48 +269,24 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(small_disk, ranks)
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
-@pytest.mark.parametrize("missing", [{"FAIL_STATVFS": "1"}, {"FAIL_STATVFS": "1", "FAIL_FALLOCATE": "95"}])
+@pytest.mark.parametrize("missing", [{}, NO_FALLOCATE])
 def test_a_full_disk_that_does_not_say_so_before_is_found_in_writing(small_disk, shim, ranks, missing):
-    """statvfs that knows nothing (quotas); then also no fallocate (NFS 3): the disk is full in the middle of the elements."""
+    """statvfs that knows nothing (quotas); then also no fallocate: the disk is full in the middle of the elements."""
     first = write(small_disk, 1, ranks=ranks)
     (small_disk / "other").write_bytes(bytes(1_000_000))
     before = time.monotonic()
-    done = start("write", small_disk, 2, ranks=ranks, env={**shim, **missing})
+    done = start("write", small_disk, 2, ranks=ranks, env={**shim, "FAULT_DIR": str(small_disk), "FAULT_ROOM": "1", **missing})
     assert done.returncode == 4, done.stderr
     assert done.stderr.count("mobilellm:") == 1, done.stderr
     assert "step_0000000002.h5" in done.stderr and "HDF5-DIAG" not in done.stderr
-    assert ("Is the filesystem full" if ranks and "FAIL_FALLOCATE" in missing else "No space left") in done.stderr
+    assert ("Is the filesystem full" if ranks and missing else "No space left") in done.stderr
     assert time.monotonic() - before < 30
     assert_untouched(small_disk, first, names=("latest", "other"))
 
 
-FAULTS = [({"FAIL_FALLOCATE": "28"}, "No space left"), ({"FAIL_FALLOCATE": "122"}, "Disk quota exceeded"),
-          ({"FAIL_FSYNC": "5"}, "Input/output error"), ({"FAIL_RENAME": "30"}, "Read-only file system"),
-          ({"FAIL_PWRITE": "5"}, "Input/output error")]
-
-
-@pytest.mark.parametrize("ranks, which", [(0, 0), (2, 0), (3, 2)])
-@pytest.mark.parametrize("fault, text", FAULTS)
-def test_a_write_that_fails_on_one_rank_ends_all_and_leaves_the_checkpoint_before(tmp_path, shim, ranks, which, fault, text):
-    if which and ("FAIL_FALLOCATE" in fault or "FAIL_RENAME" in fault):
-        which = 0  # only rank 0 does these
-    first = write(tmp_path, 1, ranks=ranks)
-    before = time.monotonic()
-    done = start("write", tmp_path, 2, ranks=ranks, env={**shim, **fault, "FAIL_RANK": str(which)})
-    assert done.returncode == 4, done.stderr
-    assert done.stderr.count("mobilellm:") == 1, done.stderr
-    if ranks:
-        assert f"[rank {which} of {ranks} on " in done.stderr
-    if "FAIL_PWRITE" not in fault or not ranks:  # MPI-IO does not tell errno
-        assert text in done.stderr
-    assert "step_0000000002.h5" in done.stderr and "HDF5-DIAG" not in done.stderr
-    assert time.monotonic() - before < 30
-    assert_untouched(tmp_path, first)
-
-
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_a_filesystem_without_fallocate_is_written(tmp_path, shim, good, ranks):
-    assert write(tmp_path, 7, ranks=ranks, env={**shim, "FAIL_FALLOCATE": "95"}).read_bytes() == good.read_bytes()
+    assert write(tmp_path, 7, ranks=ranks, env={**shim, "FAULT_DIR": str(tmp_path), **NO_FALLOCATE}).read_bytes() == good.read_bytes()
 
 
 @pytest.mark.parametrize("ranks", [0, 2])

@@ -30,12 +30,17 @@ def test_help_and_version_everywhere():
     for name in ["", *commands]:
         assert run(*filter(None, [name]), "--version")[0].startswith("mobilellm 0.")
     assert "75" in out, "exit statuses are documented"
+    for name in ("train", "eval"):
+        assert run(name, "--help", ranks=2)[0].count("Usage:") == 1
 
 
 def test_unknown_commands_and_options():
     refused("trian", says=["trian", "train"], status=2)
     refused("eval", "x", "--dta", "y", says=["--dta", "--data"], status=2)
     refused("train", says=["config"], status=2)
+    refused("train", "--resum", "x.yaml", says=["--resum ", "--resume"], status=2)
+    refused("train", "x.yaml", "-resume", says=["-resume ", "--resume"], status=2)
+    refused("train", "x.yaml", "--json", says=["--json", "--dry-run"], status=2)
     refused("generate", "x", says=["--prompt"], status=2)
     refused("plan", ROOT / "tests/small.yaml", "--ranks", "none", says=["none"], status=2)
 
@@ -223,3 +228,37 @@ def test_a_directory_that_cannot_be_written(start, tmp_path):
     (tmp_path / "file").write_text("")
     _, arguments = start(checkpoint__dir=tmp_path / "file" / "run")
     refused(*arguments, says=[tmp_path / "file", "not a directory"], status=4)
+
+
+@pytest.mark.parametrize("line, says", [
+    ("data", ["expected pack or info"]),
+    ("data unpack x", ["unpack", "pack and info"]),
+    ("data pack x", ["the prefix to write and files to read"]),
+    ("data pack x y --format csv", ["--format csv", "auto, text, jsonl"]),
+    ("data pack x y --split words", ["--split words", "whole, lines, blank"]),
+    ("data pack x y --key", ["--key", "lacks its value"]),
+    ("data info", ["at least one prefix"]),
+    ("data info x --vocab 2.5", ["--vocab 2.5", "whole number"]),
+    ("eval x", ["eval: needs a checkpoint and token files"]),
+    ("eval x --data y --dtype f16", ["--dtype f16", "f32 or bf16"]),
+    ("generate x --prompt a --prompt-tokens 1", ["one of --prompt and --prompt-tokens"]),
+    ("generate x --prompt a --top-p 2", ["--top-p 2", "0", "1"]),
+    ("generate x --prompt a --temperature hot", ["--temperature hot", "number"]),
+    ("plan x.yaml --ranks", ["--ranks", "lacks its value"]),
+])
+def test_command_lines_that_make_no_sense(line, says):
+    refused(*line.split(), says=says, status=2)
+
+
+def test_an_unknown_vocabulary_goes_by_token_ids(start, corpus, tmp_path):
+    """A card with another tokenizer's hash: text cannot be translated, ids can."""
+    for ending in (".bin", ".idx", ".json"):
+        (tmp_path / f"ids{ending}").write_bytes((corpus / f"train{ending}").read_bytes())
+    card = json.loads((tmp_path / "ids.json").read_text())
+    (tmp_path / "ids.json").write_text(json.dumps({**card, "tokenizer": "bpe", "tokenizer_hash": "sha256:" + 64 * "0"}))
+    directory, arguments = start(data__train=f"[{{prefix: {tmp_path}/ids}}]", train__tokens=768)
+    run(*arguments)
+    refused("generate", directory, "--prompt", "the", says=["sha256:000", "data/prepare.py encode", "--prompt-tokens"], status=2)
+    out, _ = run("generate", directory, "--prompt-tokens", "116 104", "--n-tokens", "3", "--temperature", "0")
+    assert [int(word) for word in out.split()][:2] == [116, 104]
+    assert str(tmp_path / "ids") in run("data", "info", tmp_path / "ids")[0]

@@ -179,7 +179,7 @@ static void log_steps(const char *dir, int64_t first_step, int64_t from, int64_t
     error err;
     metrics *m;
     char console[PATH];
-    if (metrics_open(&m, dir, first_step, &err)) fail_msg("%s", err.text);
+    if (metrics_open(&m, dir, first_step, false, &err)) fail_msg("%s", err.text);
     int saved = redirect_stdout(in_base(console, "console"));
     for (int64_t i = from; i < to; i++) {
         step_metrics s = STEP;
@@ -224,7 +224,7 @@ static void a_line_of_json_holds_every_figure(void **state) {
     s.loss = 0.1 + 0.2; /* 0.30000000000000004: all digits are kept */
     e.bits_per_byte = NAN;
     e.prefix = "a \"quoted\" name";
-    assert_int_equal(metrics_open(&m, in_base(dir, "json/made/here"), 0, &err), 0);
+    assert_int_equal(metrics_open(&m, in_base(dir, "json/made/here"), 0, false, &err), 0);
     int saved = redirect_stdout("/dev/null"), failed = metrics_step(m, &s, &err) || metrics_eval(m, &e, &err);
     restore_stdout(saved);
     metrics_close(m);
@@ -254,16 +254,35 @@ static void lines_beyond_the_checkpoint_and_a_torn_one_are_cut(void **state) {
     char dir[PATH], path[PATH], text[TEXT];
     in_base(dir, "cut");
     in_base(path, "cut/metrics.jsonl");
-    assert_int_equal(metrics_open(&m, dir, 0, &err), 0);
+    assert_int_equal(metrics_open(&m, dir, 0, false, &err), 0);
     metrics_close(m);
     write_text(path,
                "{\"kind\": \"train\", \"step\": 1}\n{\"kind\": \"train\", \"step\": 3}\n{\"kind\": \"eval\", \"step\": 2}\n"
                "{\"kind\": \"train\", \"step\": 2}\n{\"kind\": \"train\", \"st");
-    assert_int_equal(metrics_open(&m, dir, 2, &err), 0);
+    assert_int_equal(metrics_open(&m, dir, 2, false, &err), 0);
     metrics_close(m);
     read_text(text, path);
     assert_string_equal(
         text, "{\"kind\": \"train\", \"step\": 1}\n{\"kind\": \"eval\", \"step\": 2}\n{\"kind\": \"train\", \"step\": 2}\n");
+}
+
+/* Of the evaluation that a run was stopped in, one of two sources may be there, and with a kill after it was made again all. */
+static void an_evaluation_that_is_repeated_is_cut(void **state) {
+    (void)state;
+    error err;
+    metrics *m;
+    char dir[PATH], path[PATH], text[TEXT];
+    in_base(dir, "repeated");
+    in_base(path, "repeated/metrics.jsonl");
+    assert_int_equal(metrics_open(&m, dir, 0, false, &err), 0);
+    metrics_close(m);
+    write_text(path,
+               "{\"kind\": \"eval\", \"step\": 1}\n{\"kind\": \"train\", \"step\": 2}\n"
+               "{\"kind\": \"eval\", \"step\": 2}\n{\"kind\": \"train\", \"step\": 3}\n");
+    assert_int_equal(metrics_open(&m, dir, 2, true, &err), 0);
+    metrics_close(m);
+    read_text(text, path);
+    assert_string_equal(text, "{\"kind\": \"eval\", \"step\": 1}\n{\"kind\": \"train\", \"step\": 2}\n");
 }
 
 static void nothing_to_cut_leaves_the_file_alone(void **state) {
@@ -274,7 +293,7 @@ static void nothing_to_cut_leaves_the_file_alone(void **state) {
     struct stat before, after;
     log_steps(in_base(dir, "whole"), 0, 1, 6);
     assert_int_equal(stat(in_base(path, "whole/metrics.jsonl"), &before), 0);
-    assert_int_equal(metrics_open(&m, dir, 5, &err), 0);
+    assert_int_equal(metrics_open(&m, dir, 5, false, &err), 0);
     metrics_close(m);
     assert_int_equal(stat(path, &after), 0);
     assert_true(after.st_ino == before.st_ino);
@@ -288,7 +307,7 @@ static void a_new_run_starts_with_an_empty_file(void **state) {
     metrics *m;
     char dir[PATH], path[PATH], text[TEXT];
     log_steps(in_base(dir, "again"), 0, 0, 6);
-    assert_int_equal(metrics_open(&m, dir, 0, &err), 0);
+    assert_int_equal(metrics_open(&m, dir, 0, false, &err), 0);
     metrics_close(m);
     read_text(text, in_base(path, "again/metrics.jsonl"));
     assert_string_equal(text, "");
@@ -301,7 +320,7 @@ static void a_file_that_is_not_ours_is_refused_by_line(void **state) {
     char dir[PATH], path[PATH], text[TEXT];
     log_steps(in_base(dir, "foreign"), 0, 1, 2);
     write_text(in_base(path, "foreign/metrics.jsonl"), "{\"step\": 1}\nhello\n{\"step\": 2}\n");
-    assert_int_equal(metrics_open(&m, dir, 1, &err), -1);
+    assert_int_equal(metrics_open(&m, dir, 1, false, &err), -1);
     assert_null(m);
     assert_int_equal(err.code, STATUS_INPUT);
     assert_non_null(strstr(err.text, "/foreign/metrics.jsonl:2: expected a JSON object with an integer \"step\""));
@@ -316,7 +335,7 @@ static int log_within(const char *name, rlim_t limit, rlim_t *json_size, rlim_t 
     struct rlimit before;
     struct stat about;
     glob_t files;
-    assert_int_equal(metrics_open(&m, in_base(dir, name), 0, err), 0);
+    assert_int_equal(metrics_open(&m, in_base(dir, name), 0, false, err), 0);
     getrlimit(RLIMIT_FSIZE, &before);
     int saved = redirect_stdout("/dev/null");
     signal(SIGXFSZ, SIG_IGN);
@@ -362,7 +381,7 @@ static void a_console_that_cannot_be_written_is_an_error(void **state) {
     error err;
     metrics *m;
     char dir[PATH];
-    assert_int_equal(metrics_open(&m, in_base(dir, "no_console"), 0, &err), 0);
+    assert_int_equal(metrics_open(&m, in_base(dir, "no_console"), 0, false, &err), 0);
     int saved = redirect_stdout("/dev/full"), result = metrics_step(m, &STEP, &err);
     restore_stdout(saved);
     clearerr(stdout);
@@ -375,7 +394,7 @@ static void a_directory_that_cannot_be_made_is_named(void **state) {
     (void)state;
     error err;
     metrics *m;
-    assert_int_equal(metrics_open(&m, "/proc/none/run", 0, &err), -1);
+    assert_int_equal(metrics_open(&m, "/proc/none/run", 0, false, &err), -1);
     assert_null(m);
     assert_non_null(strstr(err.text, "/proc/none: cannot make the directory"));
 }
@@ -423,6 +442,7 @@ int main(void) {
         cmocka_unit_test(the_console_gets_the_lines),
         cmocka_unit_test(a_line_of_json_holds_every_figure),
         cmocka_unit_test(lines_beyond_the_checkpoint_and_a_torn_one_are_cut),
+        cmocka_unit_test(an_evaluation_that_is_repeated_is_cut),
         cmocka_unit_test(nothing_to_cut_leaves_the_file_alone),
         cmocka_unit_test(a_new_run_starts_with_an_empty_file),
         cmocka_unit_test(a_file_that_is_not_ours_is_refused_by_line),

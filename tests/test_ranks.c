@@ -2,6 +2,8 @@
  *
  * Runs alone, and under mpirun with any number of ranks. With arguments it is a run that fails in a given way, for
  * test_ranks_launch.py, which looks at exit status, messages and time. */
+#include <mpi.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -19,6 +21,17 @@
 
 static ranks r;
 
+/* MPI that fails, by way of its profiling interface. */
+static bool network_is_down;
+
+int MPI_Barrier(MPI_Comm world) { return network_is_down ? MPI_ERR_OTHER : PMPI_Barrier(world); }
+
+int MPI_Init_thread(int *argc, char ***argv, int wanted, int *provided) {
+    int result = PMPI_Init_thread(argc, argv, wanted, provided);
+    if (getenv("TEST_RANKS_SINGLE")) *provided = MPI_THREAD_SINGLE;
+    return result;
+}
+
 static double harmonic(int rank, int i) { return 1.0 / (1 + rank + 7 * i); }
 
 static void a_rank_knows_its_place(void **state) {
@@ -29,6 +42,30 @@ static void a_rank_knows_its_place(void **state) {
     if (expected) assert_int_equal(r.local_rank, atoi(getenv("OMPI_COMM_WORLD_LOCAL_RANK")));
     assert_int_equal(r.local_size, expected ? atoi(getenv("OMPI_COMM_WORLD_LOCAL_SIZE")) : 1);
     if (!expected) assert_null(r.comm);
+}
+
+/* Unless it is told how many to use, or bound to some by its launcher. */
+static void the_ranks_of_a_machine_share_its_processors(void **state) {
+    (void)state;
+    char *told = getenv("OMP_NUM_THREADS"), *kept = told ? strdup(told) : NULL;
+    cpu_set_t all, one;
+    assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
+    int n = CPU_COUNT(&all), first = 0;
+    bool bound = n < sysconf(_SC_NPROCESSORS_ONLN);
+    unsetenv("OMP_NUM_THREADS");
+    assert_int_equal(ranks_threads(&(ranks){.size = 1, .local_size = 1}), n);
+    assert_int_equal(ranks_threads(&(ranks){.size = 8, .local_size = 2}), bound || n == 1 ? n : n / 2);
+    assert_int_equal(ranks_threads(&(ranks){.size = 1000, .local_size = 1000}), bound || n > 1000 ? n : 1);
+    while (!CPU_ISSET(first, &all)) first++;
+    CPU_ZERO(&one);
+    CPU_SET(first, &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    assert_int_equal(ranks_threads(&(ranks){.size = 8, .local_size = 1}), 1);
+    assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
+    setenv("OMP_NUM_THREADS", "3", 1);
+    assert_int_equal(ranks_threads(&(ranks){.size = 1, .local_size = 1}), 3);
+    if (kept) setenv("OMP_NUM_THREADS", kept, 1);
+    free(kept);
 }
 
 static void sums_and_maxima_are_those_of_all_ranks(void **state) {
@@ -164,6 +201,7 @@ static int fail_as_told(const char *how, int which) {
     if (strcmp(how, "share") == 0 && ranks_share(&r, result, &err)) ranks_abort(&r, &err);
     if (strcmp(how, "kill") == 0 && r.rank == which) raise(SIGKILL);
     if (strcmp(how, "exit") == 0 && r.rank == which) exit(7);
+    network_is_down = strcmp(how, "network") == 0 && r.rank == which;
     for (;;) ranks_barrier(&r);
 }
 
@@ -188,6 +226,7 @@ int main(int argc, char **argv) {
     if (argc == 3) return fail_as_told(argv[1], atoi(argv[2]));
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_rank_knows_its_place),
+        cmocka_unit_test(the_ranks_of_a_machine_share_its_processors),
         cmocka_unit_test(sums_and_maxima_are_those_of_all_ranks),
         cmocka_unit_test(broadcast_brings_the_roots_bytes),
         cmocka_unit_test(gather_keeps_the_order_of_ranks),

@@ -11,10 +11,10 @@ PROGRAM = BUILD / "tests/test_ranks"
 SECONDS = 30  # within which a failed run has ended, on a busy machine
 
 
-def start(ranks, *args):
+def start(ranks, *args, env=None):
     assert PROGRAM.exists(), "build it first: make test-programs"
     before = time.monotonic()
-    done = subprocess.run(["mpirun", "-np", str(ranks), "--bind-to", "none", PROGRAM, *map(str, args)], cwd=ROOT, env=ENV,
+    done = subprocess.run(["mpirun", "-np", str(ranks), "--bind-to", "none", PROGRAM, *map(str, args)], cwd=ROOT, env={**ENV, **(env or {})},
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120, stdin=subprocess.DEVNULL)
     return done, time.monotonic() - before
 
@@ -45,6 +45,30 @@ def test_a_failure_of_all_is_told_once():
     assert seconds < SECONDS
 
 
+@pytest.mark.parametrize("which", [0, 2])
+def test_a_collective_that_fails_ends_all_with_its_name(which):
+    done, seconds = start(3, "network", which)
+    told = [line for line in done.stderr.splitlines() if line.startswith("mobilellm")]
+    assert len(told) == 1 and re.match(rf"mobilellm: \[rank {which} of 3 on \S+\] MPI_Barrier failed: MPI_ERR_OTHER", told[0]), done.stderr
+    assert "Is the network between the machines up" in done.stderr
+    assert done.returncode == 1
+    assert seconds < SECONDS
+
+
+def test_an_mpi_without_threads_is_refused():
+    done, _ = start(2, env={"TEST_RANKS_SINGLE": "1"})
+    assert "MPI does not start with thread support" in done.stderr, done.stderr
+    assert done.returncode == 4
+
+
+def test_tasks_that_do_not_know_of_each_other_are_refused():
+    """srun without --mpi: each task would train alone, on the same directory."""
+    env = {**alone(), "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+    done = subprocess.run([PROGRAM], env=env, capture_output=True, text=True, timeout=SECONDS)
+    assert "srun started 2 tasks, but MPI sees one" in done.stderr, done.stderr
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize("how, status", [("kill", 137), ("exit", 7)])
 def test_a_rank_that_dies_ends_the_others(how, status):
     done, seconds = start(3, how, 1)
@@ -69,8 +93,12 @@ def test_a_rank_that_works_for_longer_than_the_limit_is_waited_for():
     assert seconds > 3
 
 
+def alone():
+    """The environment of a program that no launcher started."""
+    return {name: value for name, value in ENV.items() if not name.startswith(("OMPI_COMM", "PMIX_", "SLURM_"))}
+
+
 def test_alone_there_is_no_mpi_and_no_rank_in_the_message():
-    env = {name: value for name, value in ENV.items() if not name.startswith(("OMPI_COMM", "PMIX_", "SLURM_"))}
-    done = subprocess.run([PROGRAM, "abort", "0"], env=env, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run([PROGRAM, "abort", "0"], env=alone(), capture_output=True, text=True, timeout=SECONDS)
     assert done.stderr == "mobilellm: data.bin: is short.\n           Write it again.\n"
     assert done.returncode == 3

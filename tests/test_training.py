@@ -130,7 +130,7 @@ def test_a_signal_writes_a_checkpoint_and_exits_with_75(start, number, ranks):
 
 
 def test_the_time_limit_stops_with_a_checkpoint(start):
-    directory, arguments = start(train__tokens=384 * 100000, train__time_limit=1.5)
+    directory, arguments = start(train__tokens=384 * 100000, train__time_limit=2.5)
     out, _ = run(*arguments, status=75)
     assert "time limit" in out and newest(directory).exists()
 

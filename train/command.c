@@ -4,7 +4,6 @@
  * from. */
 #include "train/command.h"
 
-#include <getopt.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,87 +16,67 @@
 #include "train/peak.h"
 #include "train/stop.h"
 #include "util/file.h"
+#include "util/options.h"
 #include "util/system.h"
 
 typedef struct train_options {
     const char *config;
     const char *const *overrides;
-    int n_overrides, n_ranks;
-    bool resume, dry_run, json, profile, help;
+    int n_overrides;
+    int64_t n_ranks; /* of `plan` */
+    bool resume, dry_run, json, profile;
 } train_options;
 
-enum {
-    OPTION_RESUME = 'r',
-    OPTION_DRY_RUN = 'd',
-    OPTION_JSON = 'j',
-    OPTION_HELP = 'h',
-    OPTION_RANKS = 'n',
-    OPTION_PROFILE = 'p'
-};
-
-static const struct option train_flags[] = {
-    {"resume", no_argument, NULL, OPTION_RESUME}, {"dry-run", no_argument, NULL, OPTION_DRY_RUN},
-    {"json", no_argument, NULL, OPTION_JSON},     {"profile", no_argument, NULL, OPTION_PROFILE},
-    {"help", no_argument, NULL, OPTION_HELP},     {0}};
-static const struct option plan_flags[] = {{"ranks", required_argument, NULL, OPTION_RANKS},
-                                           {"json", no_argument, NULL, OPTION_JSON},
-                                           {"help", no_argument, NULL, OPTION_HELP},
-                                           {0}};
-
-static int parse(train_options *o, int argc, char **argv, const struct option *flags, error *err) {
-    *o = (train_options){.n_ranks = 1};
-    optind = 0;
-    opterr = 0;
-    for (int flag; (flag = getopt_long(argc, argv, "h", flags, NULL)) != -1;) switch (flag) {
-            case OPTION_RESUME:
-                o->resume = true;
-                break;
-            case OPTION_DRY_RUN:
-                o->dry_run = true;
-                break;
-            case OPTION_JSON:
-                o->json = true;
-                break;
-            case OPTION_PROFILE:
-                o->profile = true;
-                break;
-            case OPTION_HELP:
-                o->help = true;
-                break;
-            case OPTION_RANKS: {
-                char *end;
-                long n = strtol(optarg, &end, 10);
-                if (*end || n < 1 || n > 1 << 20)
-                    return error_set(err, STATUS_USAGE, "--ranks %s: expected a number of ranks from 1 on", optarg);
-                o->n_ranks = (int)n;
-                break;
-            }
-            default:
-                return error_set(err, STATUS_USAGE, "%s: %s is not an option, or lacks its value; see `mobilellm %s --help`",
-                                 argv[0], argv[optind - 1], argv[0]);
-        }
-    if (o->help) return 0;
-    if (optind >= argc)
+/* What both commands read: CONFIG, then overrides. */
+static int parse(train_options *o, const command_option *table, const char *usage, int argc, char **argv, int *helped,
+                 error *err) {
+    int n_rest;
+    if (options_parse(table, usage, argc, argv, &n_rest, helped, err)) return -1;
+    if (*helped) return 0;
+    if (n_rest == 0)
         return error_set(err, STATUS_USAGE, "%s: which config? Usage: mobilellm %s CONFIG [key=value ...]", argv[0], argv[0]);
-    o->config = argv[optind];
-    o->overrides = (const char *const *)argv + optind + 1;
-    o->n_overrides = argc - optind - 1;
+    o->config = argv[1];
+    o->overrides = (const char *const *)argv + 2;
+    o->n_overrides = n_rest - 1;
     return 0;
 }
 
-static void train_help(void) {
-    printf(
-        "Usage: mobilellm train CONFIG [key=value ...] [--resume] [--profile] [--dry-run] [--json]\n"
+static int parse_train(train_options *o, int argc, char **argv, bool prints, int *helped, error *err) {
+    *o = (train_options){0};
+    const command_option table[] = {
+        {"resume", OPTION_FLAG, &o->resume, 0, 0, NULL, "go on from the newest valid checkpoint; start anew where there is none"},
+        {"profile", OPTION_FLAG, &o->profile, 0, 0, NULL,
+         "end with a table of where the time of a step went on rank 0, also in checkpoint.dir/profile.json"},
+        {"dry-run", OPTION_FLAG, &o->dry_run, 0, 0, NULL, "check the config and the data, print the plan, train nothing"},
+        {"json", OPTION_FLAG, &o->json, 0, 0, NULL, "with --dry-run: the plan as JSON"},
+        {0}};
+    const char *usage =
+        "Usage: mobilellm train CONFIG [key=value ...] [options]\n"
         "       mpirun -np N mobilellm train CONFIG ...\n\n"
-        "Trains the network that CONFIG describes; key=value overrides its keys (optimizer.lr=3e-4, model.n_layers=6).\n\n"
-        "  --resume   go on from the newest valid checkpoint of checkpoint.dir; start anew where there is none\n"
-        "  --profile  end with a table of where the time of a step went on rank 0, also in checkpoint.dir/profile.json\n"
-        "  --dry-run  check the config and the data, print the plan, train nothing\n"
-        "  --json     with --dry-run: the plan as JSON\n\n"
-        "SIGTERM, SIGINT, SIGUSR1 and train.time_limit end a run after the step in progress, with a checkpoint and exit code "
-        "75.\n\n"
+        "Trains the network that CONFIG describes; key=value overrides its keys (optimizer.lr=3e-4, model.n_layers=6).\n";
+    if (parse(o, table, prints ? usage : NULL, argc, argv, helped, err)) return -1;
+    if (o->json && !o->dry_run && !*helped)
+        return error_set(err, STATUS_USAGE, "train: --json goes with --dry-run; the figures of a run are in metrics.jsonl");
+    if (!*helped || !prints) return 0;
+    printf(
+        "\nSIGTERM, SIGINT, SIGUSR1 and train.time_limit end a run with a checkpoint and exit status 75. Then, and after a "
+        "kill,\n"
+        "the same command with --resume goes on as if nothing had happened.\n\n"
         "Keys of CONFIG:\n");
     config_describe(stdout, run_config_keys);
+    return 0;
+}
+
+static int parse_plan(train_options *o, int argc, char **argv, int *helped, error *err) {
+    *o = (train_options){.n_ranks = 1};
+    const command_option table[] = {{"ranks", OPTION_INTEGER, &o->n_ranks, 1, 1 << 20, "N", "of the run (1)"},
+                                    {"json", OPTION_FLAG, &o->json, 0, 0, NULL, "print JSON"},
+                                    {0}};
+    return parse(o, table,
+                 "Usage: mobilellm plan CONFIG [key=value ...] [options]\n\n"
+                 "What a run of CONFIG would take, without starting it: parameters by part, memory of a rank by part, floating-\n"
+                 "point operations of a training step per token (6 a weight of each matrix, attention as the mask leaves it).\n",
+                 argc, argv, helped, err);
 }
 
 static int prepare(const train_options *o, run_config *c, run_plan *plan, const ranks *world, error *err) {
@@ -122,16 +101,10 @@ int plan_command(int argc, char **argv, const ranks *world, error *err) {
     train_options o;
     run_config c = {0};
     run_plan plan;
-    if (parse(&o, argc, argv, plan_flags, err)) return -1;
-    if (o.help) {
-        printf(
-            "Usage: mobilellm plan CONFIG [key=value ...] [--ranks N] [--json]\n\n"
-            "What a run of CONFIG on N ranks (1) would take, without starting it: parameters by part, memory of a rank by part, "
-            "floating-\n"
-            "point operations of a training step per token (6 a weight of each matrix, attention as the mask leaves it).\n");
-        return 0;
-    }
-    ranks planned = {.size = o.n_ranks, .local_size = world->local_size};
+    int helped;
+    if (parse_plan(&o, argc, argv, &helped, err)) return -1;
+    if (helped) return 0;
+    ranks planned = {.size = (int)o.n_ranks, .local_size = world->local_size};
     int result = prepare(&o, &c, &plan, &planned, err);
     if (result == 0) result = show_plan(&o, &c, &plan, err);
     run_config_free(&c);
@@ -233,24 +206,25 @@ static int show_profile(const run *r, error *err) {
 static int run_to_end(run *r, const run_plan *plan, const char *resumed, error *err) {
     metrics *m = NULL;
     const char *stopped;
+    int64_t step = r->progress.step;
     if (r->ranks->rank == 0) print_machine(r, resumed);
-    int result = r->ranks->rank == 0 ? metrics_open(&m, r->config.checkpoint.dir, r->progress.step, err) : 0;
+    int result = r->ranks->rank == 0 ? metrics_open(&m, r->config.checkpoint.dir, step, train_owes_evaluation(r), err) : 0;
     if (ranks_agree(r->ranks, result, err)) return -1;
     result = train_loop(r, plan, m, &stopped, err);
     if (m) metrics_close(m);
     if (result) return -1;
     if (r->profile && ranks_agree(r->ranks, r->ranks->rank == 0 ? show_profile(r, err) : 0, err)) return -1;
-    bool complete = r->progress.step >= plan->n_steps, asked = stopped && strcmp(stopped, "train.stop_after") == 0;
-    if (r->ranks->rank == 0 && !complete)
-        printf("stopped     by %s at step %lld of %lld: go on with --resume\n", stopped, (long long)r->progress.step,
-               (long long)plan->n_steps);
-    return complete || asked ? STATUS_OK : STATUS_AGAIN;
+    if (!stopped) return STATUS_OK;
+    if (r->ranks->rank == 0)
+        printf("stopped     by %s at step %lld of %lld%s: go on with --resume\n", stopped, (long long)r->progress.step,
+               (long long)plan->n_steps, train_owes_evaluation(r) ? ", before its evaluation" : "");
+    return strcmp(stopped, "train.stop_after") == 0 ? STATUS_OK : STATUS_AGAIN;
 }
 
+/* Until the run has its state it has nothing to lose, and a signal ends it where it is. */
 static int bring_up(run *r, const train_options *o, const run_config *c, const run_plan *plan, error *err) {
     const ranks *world = r->ranks;
     char resumed[4096], advice[160];
-    stop_watch(c->train.time_limit);
     snprintf(advice, sizeof advice, "train.hang_timeout is %g s. Go on from the newest checkpoint with --resume.",
              c->train.hang_timeout);
     if (ranks_agree(world, ranks_watch(world, c->train.hang_timeout, advice, err), err)) return -1;
@@ -259,7 +233,18 @@ static int bring_up(run *r, const train_options *o, const run_config *c, const r
     if (ranks_agree(world, note_tokenizer(r, err) || open_loader(r, err) ? -1 : 0, err)) return -1;
     r->gemm_peak = peak_measure(&r->model);
     ranks_sum_double(world, &r->gemm_peak, 1);
+    stop_defer(true);
     return run_to_end(r, plan, resumed, err);
+}
+
+/* Rank 0: shows what the run will be, and makes its directory ready, in which a signal leaves nothing half written. */
+static int announce(const train_options *o, const run_config *c, const run_plan *plan, int *lock, error *err) {
+    if (show_plan(o, c, plan, err) || banner_data(o->json ? stderr : stdout, c, err)) return -1;
+    if (o->dry_run) return o->json ? 0 : show_config(c, true, err);
+    stop_defer(true);
+    if (claim_directory(c, o->resume, lock, err) || show_config(c, false, err)) return -1;
+    stop_defer(false);
+    return 0;
 }
 
 int train_command(int argc, char **argv, const ranks *world, error *err) {
@@ -268,17 +253,13 @@ int train_command(int argc, char **argv, const ranks *world, error *err) {
     run_plan plan;
     run r;
     bool first = world->rank == 0;
-    int lock = -1;
-    if (ranks_agree(world, parse(&o, argc, argv, train_flags, err), err)) return -1;
-    if (o.help) {
-        if (first) train_help();
-        return 0;
-    }
+    int lock = -1, helped;
+    if (ranks_agree(world, parse_train(&o, argc, argv, first, &helped, err), err)) return -1;
+    if (helped) return 0;
+    if (!o.dry_run) stop_watch(first);
     int result = prepare(&o, &c, &plan, world, err);
-    if (result == 0 && first) result = show_plan(&o, &c, &plan, err);
-    if (result == 0 && first) result = banner_data(o.json ? stderr : stdout, &c, err);
-    if (result == 0 && first && !o.dry_run) result = claim_directory(&c, o.resume, &lock, err);
-    if (result == 0 && first && !(o.dry_run && o.json)) result = show_config(&c, o.dry_run, err);
+    if (result == 0) stop_limit(c.train.time_limit);
+    if (result == 0 && first) result = announce(&o, &c, &plan, &lock, err);
     result = ranks_agree(world, result, err);
     if (result == 0 && !o.dry_run) {
         result = ranks_agree(world, run_open(&r, &c, world, &plan, o.profile, err), err);

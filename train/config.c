@@ -59,7 +59,7 @@ static const config_key train_keys[] = {
     {"eval_tokens", CONFIG_INT64, AT(train, eval_tokens), "0", .doc = "tokens read of each held-out source; 0: all",
      .max = INFINITY},
     {"time_limit", CONFIG_DOUBLE, AT(train, time_limit), "0",
-     .doc = "seconds after which to write a checkpoint and stop; 0: none", .max = INFINITY},
+     .doc = "seconds after its start at which a run writes a checkpoint and stops; 0: none", .max = INFINITY},
     {"hang_timeout", CONFIG_DOUBLE, AT(train, hang_timeout), "1800",
      .doc = "seconds without progress of a rank that end the run; more than the longest read of a checkpoint; 0: never",
      .max = INFINITY},

@@ -33,7 +33,7 @@ typedef struct run_config {
         int64_t tokens;            /* of the whole run */
         int log_every, eval_every; /* steps; 0: never (eval: only at the end) */
         int64_t eval_tokens;       /* of each held-out prefix; 0: all of it */
-        double time_limit;         /* seconds of wall-clock after which to write a checkpoint and stop; 0: none */
+        double time_limit;         /* seconds after the start at which to write a checkpoint and stop; 0: none */
         double hang_timeout;       /* seconds without progress after which a rank hangs, and the run is ended; 0: never */
         int max_nonfinite;         /* non-finite steps in a row that end the run */
         int64_t stop_after;        /* stop with a checkpoint after this many steps of the run; 0: at the end */

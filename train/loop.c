@@ -27,10 +27,13 @@ typedef struct open_steps {
     int64_t n_started, n_finished;
 } open_steps;
 
+static int64_t n_open(const open_steps *o) { return o->n_started - o->n_finished; }
+
 /* What one step did, the same on all ranks. */
 typedef struct step_result {
     double loss, z_loss, lr, grad_norm;
     bool stepped;
+    step_report report;
 } step_result;
 
 /* Time since the last logged line, without evaluations and checkpoints. */
@@ -40,13 +43,25 @@ typedef struct stopwatch {
     int64_t steps;
 } stopwatch;
 
-/* This rank's micro-batches. Gradients are final, and reduced, during the last one's backward pass. */
-static void accumulate_gradients(run *r, const token_batch *batch, float scale) {
-    int micro = r->model.options.B, T = batch->seq_len;
+/* Micro-batches that every rank has: with r->ranks->size ranks a step's rows are split into parts that differ by at most one. */
+static int common_micro_batches(const run *r) {
+    int64_t rows = r->config.batch.tokens / r->config.data.seq_len / r->ranks->size;
+    return (int)((rows + r->model.options.B - 1) / r->model.options.B);
+}
+
+/* This rank's micro-batches. Gradients are final, and reduced, during the last one's backward pass. A step that is stopped
+ * between two of them leaves no trace, for the gradients are begun anew by the next. */
+static void accumulate_gradients(run *r, const token_batch *batch, float scale, const char **stopped) {
+    int micro = r->model.options.B, T = batch->seq_len, common = common_micro_batches(r);
+    stop_pace pace = stop_pace_start(r->ranks);
     for (int row = 0; row < batch->rows; row += micro) {
         int rows = batch->rows - row < micro ? batch->rows - row : micro;
         size_t at = (size_t)row * (size_t)T;
         model_input in = {rows, batch->tokens + at, batch->targets + at, batch->doc + at, batch->pos + at};
+        if (row > 0 && row / micro < common && stop_paced(&pace, false)) {
+            *stopped = pace.reason;
+            return;
+        }
         model_hooks hooks = {.weights_needed = row == 0 ? optimizer_need_group : NULL,
                              .gradients_final = row + rows == batch->rows ? optimizer_reduce_group : NULL,
                              .context = &r->optimizer};
@@ -61,16 +76,17 @@ static void reduce_nothing(run *r) {
     for (int group = r->model.config.n_layers + 1; group >= 0; group--) optimizer_reduce_group(&r->optimizer, group);
 }
 
-/* Starts the step after the open ones, on this rank's rows. */
-static void start_step(run *r, open_steps *open, const token_batch *batch, int64_t n_valid, double waited) {
+/* Starts the step after the open ones, on this rank's rows. *stopped: left as it is, or why the step is not made. */
+static void start_step(run *r, open_steps *open, const token_batch *batch, int64_t n_valid, double waited, const char **stopped) {
     const run_config *c = &r->config;
-    int64_t tokens = r->progress.tokens + (open->n_started - open->n_finished) * c->batch.tokens;
+    int64_t tokens = r->progress.tokens + n_open(open) * c->batch.tokens;
     double lr = schedule_lr((schedule_kind)c->schedule.kind, c->optimizer.lr, c->schedule.min_lr_ratio, tokens, c->batch.tokens,
                             c->schedule.warmup_tokens, run_steps(c) * c->batch.tokens, c->schedule.decay_fraction);
     if (batch->rows == 0)
         reduce_nothing(r);
     else
-        accumulate_gradients(r, batch, n_valid > 0 ? 1.0f / (float)n_valid : 0.0f);
+        accumulate_gradients(r, batch, n_valid > 0 ? 1.0f / (float)n_valid : 0.0f, stopped);
+    if (*stopped) return;
     optimizer_step(&r->optimizer, c, lr);
     open->steps[open->n_started++ % MAX_OPEN] = (started_step){n_valid, lr, waited};
 }
@@ -86,7 +102,8 @@ static int read_report(run *r, open_steps *open, step_result *result, double *wa
                             .z_loss = s->n_valid > 0 ? report.z_losses / tokens : 0,
                             .lr = s->lr,
                             .grad_norm = sqrt(report.sum_squares),
-                            .stepped = !isnan(report.adamw.scale)};
+                            .stepped = !isnan(report.adamw.scale),
+                            .report = report};
     return 0;
 }
 
@@ -99,15 +116,20 @@ static int count_step(run *r, const step_result *s, error *err) {
     p->nonfinite_in_a_row = s->stepped ? 0 : p->nonfinite_in_a_row + 1;
     if (s->stepped) return 0;
     p->skipped_steps++;
+    char whose[100];
+    optimizer_name_nonfinite(&r->optimizer, &s->report, whose);
     if (r->ranks->rank == 0)
-        fprintf(stderr, "mobilellm: step %lld: loss %g, gradient norm %g: the step is skipped (%lld in a row, %d end the run)\n",
-                (long long)p->step, s->loss, s->grad_norm, (long long)p->nonfinite_in_a_row, r->config.train.max_nonfinite);
+        fprintf(stderr,
+                "mobilellm: step %lld: loss %g, gradient norm %g%s%s: the step is skipped (%lld in a row, %d end the run)\n",
+                (long long)p->step, s->loss, s->grad_norm, whose[0] ? ", " : "", whose, (long long)p->nonfinite_in_a_row,
+                r->config.train.max_nonfinite);
     if (p->nonfinite_in_a_row < r->config.train.max_nonfinite) return 0;
-    error_set(err, STATUS_DIVERGED,
-              "%lld steps in a row had a non-finite gradient, the last one step %lld: lower optimizer.lr or optimizer.grad_clip, "
-              "look at "
-              "the data, and resume from an earlier checkpoint of %s",
-              (long long)p->nonfinite_in_a_row, (long long)p->step, r->config.checkpoint.dir);
+    error_set(
+        err, STATUS_DIVERGED,
+        "%lld steps in a row had a non-finite gradient, the last one step %lld%s%s: lower optimizer.lr or optimizer.grad_clip, "
+        "look at "
+        "the data, and resume from an earlier checkpoint of %s",
+        (long long)p->nonfinite_in_a_row, (long long)p->step, whose[0] ? ", where " : "", whose, r->config.checkpoint.dir);
     return ranks_agree(r->ranks, r->ranks->rank == 0 ? -1 : 0, err);
 }
 
@@ -157,22 +179,37 @@ static int tell_eval(run *r, metrics *m, const char *prefix, const heldout_loss 
     return m ? metrics_eval(m, &line, err) : 0;
 }
 
-static int evaluate(run *r, metrics *m, error *err) {
+static bool every(int64_t step, int64_t interval) { return interval > 0 && step % interval == 0; }
+
+bool train_owes_evaluation(const run *r) {
+    const checkpoint_info *p = &r->progress;
+    bool due = every(p->step, r->config.train.eval_every) || p->step == run_steps(&r->config);
+    bool made = p->n_heldout > 0 && p->heldout[p->n_heldout - 1].step == p->step;
+    return p->step > 0 && r->config.data.heldout.n > 0 && due && !made;
+}
+
+/* Each source, and their total. *stopped: left as it is, or why the evaluation was abandoned. */
+static int evaluate(run *r, metrics *m, const char **stopped, error *err) {
     const data_source *sources = r->config.data.heldout.items;
     int n = r->config.data.heldout.n;
     heldout_loss total = {0};
-    if (n == 0) return 0;
+    optimizer_need_all(&r->optimizer);
+    stop_pace pace = stop_pace_start(r->ranks);
+    heldout_stop stop = {stop_paced, &pace};
     profile_enter(r->profile);
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < n && !total.abandoned; i++) {
         heldout_loss loss;
         if (heldout_measure(&loss, &r->model, sources[i].prefix, r->config.data.mask_documents, r->config.train.eval_tokens,
-                            r->ranks, err) ||
-            tell_eval(r, m, sources[i].prefix, &loss, err))
+                            &stop, r->ranks, err))
             return -1;
-        total = (heldout_loss){total.nats + loss.nats, total.tokens + loss.tokens, total.bytes + loss.bytes,
-                               total.seconds + loss.seconds};
+        if (!loss.abandoned && tell_eval(r, m, sources[i].prefix, &loss, err)) return -1;
+        heldout_add(&total, &loss);
     }
     profile_leave(r->profile, PART_EVALUATION, 0);
+    if (total.abandoned) {
+        *stopped = pace.reason;
+        return 0;
+    }
     if (n > 1 && tell_eval(r, m, "total", &total, err)) return -1;
     history_row row = {r->progress.step, r->progress.tokens, heldout_mean(&total), NAN, NAN};
     return append_history(&r->progress.heldout, &r->progress.n_heldout, row, err);
@@ -181,6 +218,7 @@ static int evaluate(run *r, metrics *m, error *err) {
 static int save(run *r, error *err) {
     char path[4096];
     double start = seconds_now();
+    optimizer_need_all(&r->optimizer);
     profile_enter(r->profile);
     if (run_save(r, path, err)) return -1;
     profile_leave(r->profile, PART_CHECKPOINT, 0);
@@ -200,16 +238,6 @@ static int next_batch(run *r, const token_batch **batch, int64_t *n_valid, doubl
     profile_leave(r->profile, PART_COLLECTIVES, sizeof *n_valid);
     return 0;
 }
-
-/* Does any rank want to stop? All come to the same answer; the reason is rank 0's own where it has one. */
-static const char *agree_to_stop(const run *r) {
-    const char *reason = stop_reason();
-    int64_t wishes = reason != NULL;
-    ranks_sum_int64(r->ranks, &wishes, 1);
-    return wishes == 0 ? NULL : reason ? reason : "a signal to another rank";
-}
-
-static bool every(int64_t step, int64_t interval) { return interval > 0 && step % interval == 0; }
 
 /* Finishes the oldest open step: reads its report, counts it, logs it when it is due. */
 static int finish_step(run *r, const run_plan *plan, metrics *m, open_steps *open, stopwatch *watch, int64_t last, error *err) {
@@ -232,32 +260,34 @@ static bool is_boundary(const run *r, int64_t step, int64_t last) {
 int train_loop(run *r, const run_plan *plan, metrics *m, const char **stopped, error *err) {
     const run_config *c = &r->config;
     checkpoint_info *p = &r->progress;
-    stopwatch watch = {.since = seconds_now()};
     open_steps open = {0};
-    int64_t saved_at = p->step;
+    bool saved = true; /* the run as it is */
     int64_t last = c->train.stop_after > 0 && c->train.stop_after < plan->n_steps ? c->train.stop_after : plan->n_steps;
     *stopped = NULL;
-    while (p->step < last && *stopped == NULL) {
-        int64_t n_open = open.n_started - open.n_finished;
-        const token_batch *batch;
-        int64_t n_valid;
-        double waited = 0;
-        if ((*stopped = agree_to_stop(r)) == NULL) {
+    if (train_owes_evaluation(r)) {
+        if (evaluate(r, m, stopped, err)) return -1;
+        saved = *stopped != NULL;
+    }
+    stopwatch watch = {.since = seconds_now()};
+    while (*stopped == NULL && p->step < last) {
+        if ((*stopped = stop_agreed(r->ranks)) == NULL) {
+            const token_batch *batch;
+            int64_t n_valid;
+            double waited = 0;
             if (next_batch(r, &batch, &n_valid, &waited, err)) return -1;
-            start_step(r, &open, batch, n_valid, waited);
-            n_open++;
+            start_step(r, &open, batch, n_valid, waited, stopped);
         }
-        int keep = *stopped || is_boundary(r, p->step + n_open, last) ? 0 : r->ops->run_ahead;
-        for (; n_open > keep; n_open--)
+        int64_t at_most = *stopped || is_boundary(r, p->step + n_open(&open), last) ? 0 : r->ops->run_ahead;
+        while (n_open(&open) > at_most) {
             if (finish_step(r, plan, m, &open, &watch, last, err)) return -1;
-        if (n_open > 0 || *stopped) continue;
-        if ((every(p->step, c->train.eval_every) || p->step == plan->n_steps) && evaluate(r, m, err)) return -1;
-        if (every(p->step, c->checkpoint.every)) {
-            if (save(r, err)) return -1;
-            saved_at = p->step;
+            saved = false;
         }
+        if (*stopped || n_open(&open) > 0) continue;
+        if (train_owes_evaluation(r) && evaluate(r, m, stopped, err)) return -1;
+        saved = every(p->step, c->checkpoint.every);
+        if (saved && save(r, err)) return -1;
         watch.since = seconds_now();
     }
     if (*stopped == NULL && p->step < plan->n_steps) *stopped = "train.stop_after";
-    return saved_at == p->step ? 0 : save(r, err);
+    return saved ? 0 : save(r, err);
 }

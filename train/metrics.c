@@ -132,16 +132,18 @@ static int write_json(metrics *m, json_t *line, const figure *figures, int n, er
     return failed;
 }
 
-static int line_step(const char *line, size_t length, int64_t *step) {
+static int read_line(const char *line, size_t length, int64_t *step, bool *is_eval) {
     json_t *object = json_loadb(line, length, 0, NULL), *value = object ? json_object_get(object, "step") : NULL;
+    const char *kind = json_string_value(object ? json_object_get(object, "kind") : NULL);
     int found = value && json_is_integer(value);
     if (found) *step = json_integer_value(value);
+    *is_eval = kind && strcmp(kind, "eval") == 0;
     json_decref(object);
     return found ? 0 : -1;
 }
 
 /* Moves the lines of `text` that remain valid to its front, and gives their length. */
-static int sift(char *text, size_t length, const char *path, int64_t first_step, size_t *kept, error *err) {
+static int sift(char *text, size_t length, const char *path, int64_t first_step, bool evaluates, size_t *kept, error *err) {
     *kept = 0;
     int number = 1;
     for (size_t at = 0; at < length; number++) {
@@ -149,11 +151,12 @@ static int sift(char *text, size_t length, const char *path, int64_t first_step,
         if (!end) break; /* torn */
         size_t bytes = (size_t)(end - (text + at)) + 1;
         int64_t step;
-        if (line_step(text + at, bytes, &step))
+        bool is_eval;
+        if (read_line(text + at, bytes, &step, &is_eval))
             return error_set(err, STATUS_INPUT,
                              "%s:%d: expected a JSON object with an integer \"step\". Move the file away to start a new one.",
                              path, number);
-        if (step <= first_step) {
+        if (step < first_step || (step == first_step && !(evaluates && is_eval))) {
             memmove(text + *kept, text + at, bytes);
             *kept += bytes;
         }
@@ -183,11 +186,11 @@ failed:
     return -1;
 }
 
-static int cut_after(const char *path, int64_t first_step, error *err) {
+static int cut_after(const char *path, int64_t first_step, bool evaluates, error *err) {
     char *text;
     size_t length, kept = 0;
     if (read_file(path, &text, &length, err)) return -1;
-    int failed = first_step > 0 ? sift(text, length, path, first_step, &kept, err) : 0;
+    int failed = first_step > 0 ? sift(text, length, path, first_step, evaluates, &kept, err) : 0;
     if (!failed && kept < length) failed = file_replace(path, text, kept, err);
     free(text);
     return failed;
@@ -195,7 +198,7 @@ static int cut_after(const char *path, int64_t first_step, error *err) {
 
 /* ---- the three together ---- */
 
-int metrics_open(metrics **out, const char *dir, int64_t first_step, error *err) {
+int metrics_open(metrics **out, const char *dir, int64_t first_step, bool evaluates, error *err) {
     *out = NULL;
     if (file_make_directories(dir, err)) return -1;
     metrics *m = calloc(1, sizeof *m);
@@ -205,7 +208,7 @@ int metrics_open(metrics **out, const char *dir, int64_t first_step, error *err)
         error_set(err, STATUS_USAGE, "%s: the path is too long.", dir);
         goto failed;
     }
-    if (cut_after(m->path, first_step, err)) goto failed;
+    if (cut_after(m->path, first_step, evaluates, err)) goto failed;
     m->fd = open(m->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (m->fd < 0) {
         error_set(err, STATUS_RESOURCE, "%s: cannot open: %s.", m->path, strerror(errno));

@@ -35,9 +35,10 @@ typedef struct eval_metrics {
 typedef struct metrics metrics;
 
 /* Makes DIR if it is missing. Appends to what an earlier part of the run wrote, after cutting away lines of steps > first_step (a
- * run resumed from an older checkpoint repeats them) and a last line that a kill left torn. first_step 0 is a new run: nothing of
- * an old one in DIR remains valid. */
-int metrics_open(metrics **m, const char *dir, int64_t first_step, error *err);
+ * run resumed from an older checkpoint repeats them) and a last line that a kill left torn. evaluates: the run will repeat the
+ * evaluation of first_step too, of which part may be there. first_step 0 is a new run: nothing of an old one in DIR remains
+ * valid. */
+int metrics_open(metrics **m, const char *dir, int64_t first_step, bool evaluates, error *err);
 
 /* Safe on NULL. Nothing is buffered, so nothing is lost without it. */
 void metrics_close(metrics *m);

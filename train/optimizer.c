@@ -1,6 +1,9 @@
 /* optimizer.c: ZeRO-1 over the buckets of the registry. */
 #include "train/optimizer.h"
 
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 int optimizer_open(optimizer *o, model *m, const ranks *r, arena *device, error *err) {
@@ -27,10 +30,31 @@ void optimizer_close(optimizer *o) {
     *o = (optimizer){0};
 }
 
+/* Adds the squares of a group's gradient, as this rank alone made it, to own_squares. */
+static void sum_own(optimizer *o, int group) {
+    model *m = o->model;
+    double *own = &o->report->own_squares;
+    const registry *r = &m->registry;
+    int64_t first = INT64_MAX, end = 0;
+    if (group == m->config.n_layers + 1) m->ops->zero(m->backend, own, sizeof *own); /* the first one */
+    for (int i = 0; i < r->n_buckets; i++) {
+        const bucket *b = &r->buckets[i];
+        if (b->group != group) continue;
+        if (b->offset < first) first = b->offset;
+        if (b->offset + b->count > end) end = b->offset + b->count;
+    }
+    for (int i = 0; i < r->n_tensors; i++) { /* not the buckets: what lies between tensors is undefined */
+        const tensor *t = &r->tensors[i];
+        if (t->offset >= first && t->offset < end)
+            m->ops->sum_squares(m->backend, own, m->grads + t->offset, t->count);
+    }
+}
+
 void optimizer_reduce_group(void *context, int group) {
     optimizer *o = context;
     const model *m = o->model;
     const registry *r = &m->registry;
+    if (o->ranks->size > 1) sum_own(o, group);
     for (int i = 0; i < r->n_buckets; i++)
         if (r->buckets[i].group == group)
             o->reduced = m->ops->reduce_scatter(m->backend, m->grads + r->buckets[i].offset, r->buckets[i].count / r->ways);
@@ -57,6 +81,19 @@ static void clip_gradients(optimizer *o, const run_config *c) {
     m->ops->all_sum(m->backend, &report->losses, 3);
     m->ops->adamw_begin(m->backend, &report->adamw, &report->sum_squares, (float)c->optimizer.grad_clip,
                         (float)c->optimizer.betas[0], (float)c->optimizer.betas[1]);
+}
+
+void optimizer_name_nonfinite(const optimizer *o, const step_report *report, char text[100]) {
+    const ranks *r = o->ranks;
+    text[0] = '\0';
+    if (r->size == 1) return;
+    int64_t n = !isfinite(report->own_squares), after = n ? r->size - r->rank : 0; /* ranks from this one on: most where the rank is lowest */
+    ranks_sum_int64(r, &n, 1);
+    ranks_max_int64(r, &after, 1);
+    int lowest = r->size - (int)after;
+    if (n == 1) snprintf(text, 100, "rank %d's own gradient is not finite", lowest);
+    if (n > 1) snprintf(text, 100, "the own gradients of %lld ranks are not finite, rank %d's first", (long long)n, lowest);
+    if (n == 0) snprintf(text, 100, "each rank's own gradient is finite, their sum is not");
 }
 
 static void update_piece(optimizer *o, const piece *p, const run_config *c, double lr) {

@@ -13,6 +13,7 @@
 typedef struct step_report {
     double losses, z_losses; /* sums over the valid tokens */
     double sum_squares;      /* of the gradient, before clipping */
+    double own_squares;      /* of this rank's part of it before the reduction: says whose it is when the sum is not finite */
     adamw_state adamw;       /* after the step; its scale is NaN when the step was skipped */
 } step_report;
 
@@ -49,6 +50,10 @@ int optimizer_report(optimizer *o, step_report *report, error *err);
 
 /* Goes on after step t of another run. */
 void optimizer_resume(optimizer *o, int64_t t);
+
+/* Collective, after a step that was not taken: says whose own gradient was not finite, as "rank 2's own gradient is not finite".
+ * "" when there is one rank. */
+void optimizer_name_nonfinite(const optimizer *o, const step_report *report, char text[100]);
 
 /* fp32 master weights from the parameters as they are (exact where those were just read from fp32). */
 void optimizer_master_from_params(optimizer *o);

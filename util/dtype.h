@@ -24,8 +24,8 @@ static inline float bf16_to_float(bf16 b) {
 static inline bf16 bf16_from_float(float f) {
     uint32_t bits;
     memcpy(&bits, &f, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (bf16)(bits >> 16 | 0x40);
-    return (bf16)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+    uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1);
+    return (bf16)((f != f ? bits | 0x400000u : rounded) >> 16); /* one shift for both: compilers vectorise it well */
 }
 
 #endif

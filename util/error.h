@@ -18,7 +18,7 @@ typedef enum status {
     STATUS_RESOURCE = 4, /* memory, disk, permissions, a directory in use by another run */
     STATUS_DIVERGED = 5, /* too many non-finite steps in a row */
     STATUS_RANK = 6,     /* another rank failed or hung, and ended this one */
-    STATUS_AGAIN = 75    /* stopped by a signal or the time limit, checkpoint written: start again with --resume */
+    STATUS_AGAIN = 75    /* stopped by a signal or the time limit, nothing is lost: start again with --resume */
 } status;
 
 typedef struct error {

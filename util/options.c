@@ -15,13 +15,29 @@ static const command_option *find(const command_option *table, const char *name,
     return NULL;
 }
 
+static bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
+
+/* -5 is a number and - a file; -resume is a mistake. */
+static bool is_option(const char *given) { return given[0] == '-' && (given[1] == '-' || is_letter(given[1])); }
+
 static int unknown(const command_option *table, const char *command, const char *given, error *err) {
     const char *names[64];
-    int n = 0;
+    char name[64];
+    int n = 0, length = (int)strcspn(given, "=");
     for (; table->name && n < 64; table++) names[n++] = table->name;
-    const char *near = config_nearest(given + 2, names, n);
-    return error_set(err, STATUS_USAGE, "%s: %s is not an option.%s%s%s See `mobilellm %s --help`.", command, given,
+    snprintf(name, sizeof name, "%.*s", length, given);
+    const char *near = config_nearest(name + strspn(name, "-"), names, n);
+    return error_set(err, STATUS_USAGE, "%s: %.*s is not an option.%s%s%s See `mobilellm %s --help`.", command, length, given,
                      near ? " Did you mean --" : "", near ? near : "", near ? "?" : "", command);
+}
+
+/* Bounds of whole numbers are shown as such, and those that are there only to be there not at all. */
+static int out_of_bounds(const command_option *o, const char *text, error *err) {
+    char min[NUMBER_TEXT], max[NUMBER_TEXT];
+    number_print_double(min, o->min);
+    number_print_double(max, o->max);
+    if (o->max >= 1e15) return error_set(err, STATUS_USAGE, "--%s %s: expected at least %s", o->name, text, min);
+    return error_set(err, STATUS_USAGE, "--%s %s: expected %s to %s", o->name, text, min, max);
 }
 
 static int set(const command_option *o, const char *text, error *err) {
@@ -35,8 +51,7 @@ static int set(const command_option *o, const char *text, error *err) {
     if (!number_read_double(&number, text) || (o->kind == OPTION_INTEGER && !number_read_int64(&whole, text)))
         return error_set(err, STATUS_USAGE, "--%s %s: expected a %snumber", o->name, text,
                          o->kind == OPTION_INTEGER ? "whole " : "");
-    if (bounded && !(number >= o->min && number <= o->max))
-        return error_set(err, STATUS_USAGE, "--%s %s: expected %g to %g", o->name, text, o->min, o->max);
+    if (bounded && !(number >= o->min && number <= o->max)) return out_of_bounds(o, text, err);
     if (o->kind == OPTION_INTEGER)
         *(int64_t *)o->value = whole;
     else
@@ -58,16 +73,16 @@ int options_parse(const command_option *table, const char *usage, int argc, char
     for (int i = 1; i < argc; i++) {
         char *given = argv[i];
         if (strcmp(given, "--help") == 0 || strcmp(given, "-h") == 0) {
-            help(table, usage);
+            if (usage) help(table, usage);
             *helped = 1;
             return 0;
         }
-        if (strncmp(given, "--", 2) != 0) {
+        if (!is_option(given)) {
             argv[1 + (*n_rest)++] = given;
             continue;
         }
         const char *equals = strchr(given, '=');
-        const command_option *o = find(table, given + 2, equals ? (size_t)(equals - given - 2) : strlen(given + 2));
+        const command_option *o = given[1] == '-' ? find(table, given + 2, strcspn(given + 2, "=")) : NULL;
         if (!o) return unknown(table, argv[0], given, err);
         if (o->kind == OPTION_FLAG) {
             if (equals) return error_set(err, STATUS_USAGE, "--%s takes no value", o->name);

@@ -18,8 +18,8 @@ typedef struct command_option {
 } command_option;
 
 /* Reads argv[1..]; what is not an option is moved to the front of argv, and *n_rest says how much of it there is (from argv[1]
- * on).
- * --help prints `usage` and the table, and sets *helped. */
+ * on). What starts with a dash and a letter is an option, or an error that names the nearest one there is.
+ * --help (or -h) prints `usage` and the table, and sets *helped; usage NULL: another rank prints. */
 int options_parse(const command_option *table, const char *usage, int argc, char **argv, int *n_rest, int *helped, error *err);
 
 #endif

@@ -46,11 +46,6 @@ size_t process_memory(void) {
     return kib < 0 ? 0 : (size_t)(kib * 1024);
 }
 
-size_t process_memory_peak(void) {
-    double kib = read_number("/proc/self/status", "VmHWM:");
-    return kib < 0 ? 0 : (size_t)(kib * 1024);
-}
-
 int system_processors_allowed(void) {
     cpu_set_t set;
     return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : system_processors();

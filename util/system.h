@@ -10,9 +10,8 @@ double seconds_now(void);
 /* Bytes that this process can still take before the machine, its control group or its address-space limit stops it. */
 size_t system_memory_available(void);
 
-/* Bytes resident in this process: now, and at most so far. */
+/* Bytes resident in this process. */
 size_t process_memory(void);
-size_t process_memory_peak(void);
 
 /* Processors that this process may run on, and those of the machine. */
 int system_processors_allowed(void);

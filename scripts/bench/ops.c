@@ -31,6 +31,16 @@ static void *values(dtype x, int64_t n, float stddev) {
     return memory;
 }
 
+/* Lends the backend what the ops of these limits need; free it. */
+static void *lend_scratch(const op_limits *limits) {
+    error err;
+    size_t bytes = op->scratch_bytes(b, limits);
+    void *scratch = op->alloc(b, bytes, &err);
+    if (!scratch) die(&err);
+    op->set_scratch(b, scratch, bytes);
+    return scratch;
+}
+
 static double best_of(int runs, void (*run)(void *), void *context) {
     double best = 1e30;
     error err;
@@ -72,6 +82,8 @@ static void run_head(void *context) {
 static void bench_head(dtype x) {
     head h = {.x = x, .N = 2048, .V = 202048, .C = 1024};
     h.chunk = model_head_chunk(cpu_ops()->head_logits, h.V, h.N);
+    op_limits limits = {.x = x, .V = h.V, .head_rows = h.chunk};
+    void *scratch = lend_scratch(&limits);
     h.in = values(x, h.N * h.C, 1);
     h.w = values(x, h.V * h.C, 0.02f);
     h.din = values(x, h.N * h.C, 0);
@@ -85,8 +97,8 @@ static void bench_head(dtype x) {
     double whole = best_of(3, run_head, &h);
     printf("| %s | %lld | %.0f MiB | %.2f | %.2f | %.3f |\n", dtype_name(x), (long long)h.chunk,
            (double)(h.chunk * h.V) * (double)dtype_size(x) / 1048576, products, whole, whole / products);
-    void *all[] = {h.in, h.w, h.din, h.z, h.dw, h.losses, h.z_losses};
-    for (int i = 0; i < 7; i++) op->free(b, all[i]);
+    void *all[] = {scratch, h.in, h.w, h.din, h.z, h.dw, h.losses, h.z_losses};
+    for (int i = 0; i < 8; i++) op->free(b, all[i]);
     free(h.targets);
 }
 
@@ -110,11 +122,7 @@ static void run_attention(void *context) {
 static double attention_seconds(dtype x, int T, int window) {
     attention_call a = {.x = x, .T = T, .window = window};
     op_limits limits = {.x = x, .B = 1, .T = T, .H = H, .K = K, .D = D};
-    size_t bytes = op->scratch_bytes(b, &limits);
-    error err;
-    void *scratch = op->alloc(b, bytes, &err);
-    if (!scratch) die(&err);
-    op->set_scratch(b, scratch, bytes);
+    void *scratch = lend_scratch(&limits);
     a.qkv = values(x, (int64_t)T * (H + 2 * K) * D, 1);
     a.dqkv = values(x, (int64_t)T * (H + 2 * K) * D, 0);
     a.o = values(x, (int64_t)T * H * D, 0);

@@ -12,7 +12,8 @@ bf16, --cast:     parameters and activations bf16, fp32 master weights and optim
                   gradients of bf16 parameters are bf16, and are widened for the optimizer.
 bf16, --autocast: parameters fp32, products bf16: what torch.autocast makes of it.
 
-Prints one JSON object: tokens_per_s of the best step after the first two (which compile and allocate), peak resident bytes, loss.
+Prints one JSON object: tokens_per_s of the best step after the first two (which compile and allocate), peak resident bytes, loss,
+and, measured after that, gemm_gflops: the faster of the products gate|up and logits alone, as the program measures its own.
 """
 
 import argparse
@@ -183,6 +184,19 @@ def measure(c, options):
             "loss": first_loss, "parameters": sum(p.numel() for p in network.parameters())}
 
 
+def gemm_gflops(c, options):
+    """The best of a fifth of a second of x w^T, for the two widest matrices; of the logits a chunk that the program would take."""
+    dtype, best = getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[options.dtype]), 0
+    for outputs in (2 * c.F, c.V):
+        rows = min(options.rows * options.seq_len, 2**26 // outputs)
+        x, w = torch.randn(rows, c.C).to(dtype), torch.randn(outputs, c.C).to(dtype)
+        start = time.perf_counter()
+        while (began := time.perf_counter()) < start + 0.2:
+            F.linear(x, w)
+            best = max(best, 2e-9 * rows * c.C * outputs / (time.perf_counter() - began))
+    return best
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config")
@@ -201,6 +215,7 @@ def main():
     result = measure(c, options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     way = [f"--{name}" for name in ("cast", "autocast", "compile") if getattr(options, name)]
+    result["gemm_gflops"] = gemm_gflops(c, options)
     print(json.dumps({**result, "peak_bytes": peak, "threads": torch.get_num_threads(), "torch": torch.__version__, "way": way}))
 
 

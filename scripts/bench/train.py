@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Whole training steps of the bench models, as `make bench` runs them: a table of speed and memory.
 
-Each model is trained for a few steps on random tokens (the speed does not depend on what they are). GFLOP/s count 6 operations per
-weight of each matrix and token, and attention as the mask leaves it; recomputation earns nothing. The peak is that of the program's
-own GEMM on the model's shapes, measured in the same process just before. The first step, which builds the plans, is left out.
+Each model is trained for a few steps on random tokens (the speed does not depend on what they are). Operations are counted by the
+formula that is printed. The peak is that of the program's own GEMM on the model's shapes, measured in the same process just before;
+PyTorch's is that of its own, likewise. The first step, which builds the plans, is left out.
 
 Where there is a PyTorch (build/venv-torch, which `make bench TORCH=1` makes, or --torch PYTHON), the same steps are taken by
 scripts/bench/torch_step.py with as many threads: ours, then PyTorch each way that it may be run, ours again, PyTorch's best way
@@ -13,6 +13,7 @@ again. Each side's best step counts, so that a moment of a busy machine is no ar
 import argparse
 import json
 import os
+import platform
 import random
 import shutil
 import subprocess
@@ -25,7 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TORCH = ROOT / "build" / "venv-torch" / "bin" / "python"
 # How PyTorch may be run: the options of torch_step.py.
 TORCH_WAYS = {"f32": [[], ["--compile"]], "bf16": [["--cast"], ["--cast", "--compile"], ["--autocast", "--compile"]]}
-SHAPES = {"bench-s": (4, 512), "bench-m": (2, 1024), "bench-l": (1, 2048)}
+SHAPES = {"bench-s": (4, 512), "bench-m": (2, 1024), "bench-l": (1, 2048), "flash-350m": (1, 2048)}
+FORMULA = """operations a token and step = 6 (V C + layers x 3 F C + attention layers x (2 H D C + 2 K D C))
+                             + attention layers x 12 H D x the keys that a query sees, in the mean
+forward and backward, what the mask leaves; making things again earns nothing"""
 
 
 def write_tokens(prefix, n, vocab_size):
@@ -49,6 +53,18 @@ def run_measured(command, env):
         return out.read(), usage.ru_maxrss * 1024
 
 
+def threads():
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+def tell_machine(program):
+    """What the figures below were measured on and with."""
+    processor = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    version = subprocess.run([program, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    print(f"{processor}, {threads()} threads, {gib(memory)} GiB, Linux {platform.release()}\n{version}\n{' '.join(sys.argv)}\n")
+
+
 class Bench:
     """One model in one dtype, by the program and by PyTorch."""
 
@@ -57,7 +73,7 @@ class Bench:
         self.rows, self.seq_len = SHAPES[model]
         self.config = self.directory / "run.yaml"
         # The same number of threads for everybody.
-        self.env = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), **os.environ}
+        self.env = {**os.environ, "OMP_NUM_THREADS": str(threads())}
 
     def ours(self):
         """The best step's line of metrics, with peak_bytes, plan and tokens_per_s."""
@@ -99,6 +115,10 @@ dtype: {self.dtype}
             except subprocess.CalledProcessError:
                 print(f"bench: PyTorch does not run with {' '.join(way)} here", file=sys.stderr)
 
+    def best_of_torch(self, measured):
+        """The fastest way, with the best GEMM of all runs: each measures it anew."""
+        return {**fastest(measured), "gemm_gflops": max(one["gemm_gflops"] for one in measured)}
+
     def columns(self):
         ours, theirs = [self.ours()], []
         if self.options.torch:
@@ -110,10 +130,10 @@ dtype: {self.dtype}
                f"{best['gflops'] / best['peak_share']:.0f}", f"{100 * best['peak_share']:.0f} %", gib(best["peak_bytes"]),
                gib(best["planned_bytes"])]
         if theirs:
-            torch = fastest(theirs)
+            torch = self.best_of_torch(theirs)
             ratio = best["tokens_per_s"] / torch["tokens_per_s"]
-            row += [f"{torch['tokens_per_s']:,.0f}", f"{ratio:.2f}", gib(torch["peak_bytes"]),
-                    " ".join(way.lstrip("-") for way in torch["way"]) or "eager"]
+            row += [f"{torch['tokens_per_s']:,.0f}", f"{ratio:.2f}", f"{torch['gemm_gflops']:.0f}", gib(torch["peak_bytes"]),
+                    f"{torch['torch']} {' '.join(way.lstrip('-') for way in torch['way']) or 'eager'}"]
         return row
 
 
@@ -139,7 +159,9 @@ def main():
         sys.exit(f"bench: {unknown[0]} is not one of {', '.join(SHAPES)}")
     heads = ["model", "dtype", "tokens/s", "GFLOP/s", "GEMM peak", "share", "peak GiB", "planned GiB"]
     if options.torch:
-        heads += ["PyTorch tokens/s", "ratio", "PyTorch peak GiB", "PyTorch run as"]
+        heads += ["PyTorch tokens/s", "ratio", "PyTorch GEMM peak", "PyTorch peak GiB", "PyTorch run as"]
+    tell_machine(options.program)
+    print(FORMULA + "\n")
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     with tempfile.TemporaryDirectory() as directory:
         write_tokens(f"{directory}/random", 200_000, 32_000)

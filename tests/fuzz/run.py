@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs fuzz targets, each for some seconds, and says what they did and found. Called by `make fuzz` from the root of the repository.
+"""Runs fuzz targets, as many at a time as there are processors, each for some seconds, and says what they did and found. Called by `make fuzz` from the root of the repository.
 
 usage: tests/fuzz/run.py BUILD SECONDS [TARGET...]     e.g. build/fuzz 20 tokens pack; without names: all of them
 
@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -54,11 +55,16 @@ def fuzz(build, target, seconds):
     return ok, line + ("nothing found" if ok else f"FAILED, exit {done.returncode}: {' '.join(figures['kept'])}"), done.stdout
 
 
+def fuzz_all(build, targets, seconds):
+    """What `fuzz` returns of each target, in their order."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(lambda target: fuzz(build, target, seconds), targets)
+
+
 def main():
     build, seconds, targets = sys.argv[1], int(sys.argv[2]), sys.argv[3:] or list(TARGETS)
     failed = False
-    for target in targets:
-        ok, line, output = fuzz(build, target, seconds)
+    for ok, line, output in fuzz_all(build, targets, seconds):
         print(line, flush=True)
         if not ok:
             print("".join(f"    | {each}\n" for each in output.splitlines()[-60:]), end="", flush=True)

@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""What a run does beside the steps of one process, each beside what the machine can do, as `make bench` runs it:
+
+    ranks       2 ranks of 1 thread beside 1 rank of 2 threads, the same global batch, in turn; each side's best step counts
+    loader      a loader that needs 10 ms more for each batch (the program that slow_loader.c is linked into) beside the usual one
+    checkpoint  writing one with optimizer state beside dd of the same file with fsync, and starting from it beside reading it by
+                dd: with all of the file in memory (warm) and, where we may drop the caches (root), with nothing of it (cold)
+
+A start is the time from the call to the log's line of where the weights come from: config, data, GEMM peak, every byte summed and
+every tensor read. dd gets the file that has just been written, which is still in memory.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from train import ROOT, fastest, gib, tell_machine, write_tokens
+
+ROUNDS = 3
+
+
+def write_config(directory, model, rows, seq_len, micro, steps, dtype="bf16", name="run"):
+    path = Path(directory) / f"{name}.yaml"
+    path.write_text(f"""
+model: {ROOT}/configs/models/{model}.yaml
+data: {{train: [{{prefix: {directory}/random}}], seq_len: {seq_len}}}
+batch: {{tokens: {rows * seq_len}, micro: {micro}}}
+train: {{tokens: {rows * seq_len * 1000}, log_every: 1, stop_after: {steps}}}
+optimizer: {{lr: 1e-4}}
+checkpoint: {{dir: {directory}/{name}}}
+dtype: {dtype}
+""")
+    return path
+
+
+def environment(threads):
+    """mpirun asks whoever is root twice whether that is meant."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
+def steps_of(command, config, threads):
+    """The lines of metrics of a run, without the first step."""
+    run = config.with_suffix("")
+    subprocess.run([str(part) for part in (*command, "train", config)], env=environment(threads), stdout=subprocess.DEVNULL,
+                   check=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
+    shutil.rmtree(run)
+    return lines
+
+
+def in_turn(what, sides):
+    """Runs the sides in turn, ROUNDS times; prints the best step of each, and the first's beside the second's."""
+    lines = [[] for _ in sides]
+    for _ in range(ROUNDS):
+        for at, (_, run) in zip(lines, sides):
+            at += run()
+    best = [fastest(side)["tokens_per_s"] for side in lines]
+    middle = [sorted(line["tokens_per_s"] for line in side)[len(side) // 2] for side in lines]
+    for (name, _), b, m in zip(sides, best, middle):
+        print(f"{what}: {name}: {b:,.0f} tokens/s at best, {m:,.0f} in the middle of {len(lines[0])} steps")
+    print(f"{what}: ratio {best[0] / best[1]:.3f} at best, {middle[0] / middle[1]:.3f} in the middle", flush=True)
+
+
+def bench_ranks(options, directory):
+    if len(os.sched_getaffinity(0)) < 2:
+        return print("ranks: needs two cores")
+    for dtype in ("bf16", "f32"):
+        one = write_config(directory, "bench-s", 4, 512, 4, options.steps + 1, dtype, f"one-{dtype}")
+        two = write_config(directory, "bench-s", 4, 512, 2, options.steps + 1, dtype, f"two-{dtype}")
+        mpirun = ["mpirun", "-np", "2", "--bind-to", "core", options.program]
+        in_turn(f"ranks, bench-s 4 x 512, {dtype}", [("2 ranks x 1 thread", lambda: steps_of(mpirun, two, 1)),
+                                                     ("1 rank x 2 threads", lambda: steps_of([options.program], one, 2))])
+
+
+def bench_loader(options, directory):
+    """Batches of one row, so that 10 ms for a row are 10 ms for a batch."""
+    config = write_config(directory, "bench-s", 1, 512, 1, 4 * options.steps + 1, name="loader")
+    threads = len(os.sched_getaffinity(0))
+    in_turn("loader, bench-s 1 x 512, bf16", [("10 ms slower", lambda: steps_of([options.slow_loader], config, threads)),
+                                              ("as it is", lambda: steps_of([options.program], config, threads))])
+
+
+def settle(file, cold):
+    """Nothing of the file in memory, or all of it; and nothing left to write."""
+    os.sync()
+    if cold:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    else:
+        subprocess.run(["cat", str(file)], stdout=subprocess.DEVNULL, check=True)
+
+
+def seconds_of(command, until=None):
+    """The time until the line that begins so is printed, or to the end."""
+    began = time.monotonic()
+    child = subprocess.Popen([str(part) for part in command], env=environment(len(os.sched_getaffinity(0))),
+                             stdout=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if until and line.startswith(until):
+            break
+    else:
+        until = None
+    s = time.monotonic() - began
+    if until:
+        child.kill()
+    if child.wait() and not until:
+        raise subprocess.CalledProcessError(child.returncode, command)
+    return s
+
+
+def written(program, config):
+    """Takes a step and writes a checkpoint: the file, and the seconds that the log tells of it."""
+    out = subprocess.run([str(program), "train", str(config)], stdout=subprocess.PIPE, text=True, check=True,
+                         env=environment(len(os.sched_getaffinity(0)))).stdout
+    _, path, seconds, _ = next(line for line in out.splitlines() if line.startswith("checkpoint")).split()
+    return Path(path), float(seconds)
+
+
+def tell_speed(what, n_bytes, ours, theirs, name):
+    print(f"checkpoint, {what}: {ours:.2f} s, {n_bytes / ours / 1e9:.2f} GB/s; {name} {theirs:.2f} s, {n_bytes / theirs / 1e9:.2f} "
+          f"GB/s: {100 * theirs / ours:.0f} %", flush=True)
+
+
+def bench_checkpoint(options, directory):
+    cold = os.access("/proc/sys/vm/drop_caches", os.W_OK)
+    print(f"checkpoint: of {options.model}, bf16, with optimizer state")
+    config = write_config(directory, options.model, 1, 16, 1, 1, name="checkpoint")
+    file, ours = written(options.program, config)
+    n_bytes, copy = file.stat().st_size, Path(directory) / "copy"
+    os.sync()
+    theirs = seconds_of(["dd", f"if={file}", f"of={copy}", "bs=16M", "conv=fsync", "status=none"])
+    tell_speed(f"write {gib(n_bytes)} GiB", n_bytes, ours, theirs, "dd conv=fsync")
+    copy.unlink()
+    reads = {"resume": ([options.program, "train", config, "--resume"], "  weights"),
+             "dd": (["dd", f"if={file}", "of=/dev/null", "bs=1M", "status=none"], None)}
+    for state in [True, False] if cold else [False]:
+        best = dict.fromkeys(reads, 1e9)
+        for _ in range(2):
+            for name, (command, until) in reads.items():
+                settle(file, state)
+                best[name] = min(best[name], seconds_of(command, until))
+        where = "cold" if state else "warm"
+        tell_speed(f"start of train --resume, {where}", n_bytes, best["resume"], best["dd"], "dd of=/dev/null")
+
+
+PARTS = {"ranks": bench_ranks, "loader": bench_loader, "checkpoint": bench_checkpoint}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help="of " + ", ".join(PARTS))
+    parser.add_argument("--steps", type=int, default=4, help="measured steps of a run")
+    parser.add_argument("--model", default="flash-350m", help="whose checkpoint is written and read")
+    parser.add_argument("--program", default=ROOT / "build" / "mobilellm", type=Path)
+    parser.add_argument("--slow-loader", default=ROOT / "build" / "bench" / "slow_loader", type=Path)
+    parser.add_argument("--directory", help="where files go for the time being; the disk is measured")
+    options = parser.parse_args()
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        sys.exit(f"bench: {unknown[0]} is not one of {', '.join(PARTS)}")
+    tell_machine(options.program)
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        write_tokens(f"{directory}/random", 200_000, 32_000)
+        for part in options.parts:
+            PARTS[part](options, directory)
+
+
+if __name__ == "__main__":
+    main()

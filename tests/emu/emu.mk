@@ -1,0 +1,87 @@
+# emu.mk: the CUDA backend on the CPU, for machines without a GPU; emu.h tells how it works. Included by the Makefile.
+#
+# `make emu` builds one flavour, EMU=fast unless another is named. A flavour compiles cuda/, its tests and the emulation with
+# other flags; the rest of the program is libmobilellm.a as it is.
+#   fast   build/emu        as fast as can be, several OS threads: for tests that run the program
+#   asan   build/emu-asan   AddressSanitizer and UBSan: bounds, alignment
+#   tsan   build/emu-tsan   ThreadSanitizer (needs clang): races within and between blocks, in shared and global memory
+#   cov    build/emu-cov    counts the lines of cuda/ that tests reach
+# In each: mobilellm, tests/test_cuda_*, tests/test_emu_*, faults. In build/emu/lib the stand-ins for NVIDIA's libraries.
+
+EMU ?= fast
+EMU_DIR = $(BUILD)/emu$(if $(filter-out fast,$(EMU)),-$(EMU))
+# A toolkit, or the few packages with its headers that `make setup-cuda` fetches.
+CUDA ?= $(firstword $(CUDA_HOME) $(patsubst %/include/cuda_runtime.h,%,$(wildcard /usr/local/cuda/include/cuda_runtime.h)) $(BUILD)/cuda)
+
+EMU_CC = $(CC)
+EMU_CXX = $(if $(filter default,$(origin CXX)),g++,$(CXX))
+EMU_OPT = -O3 -march=$(ARCH)
+EMU_RUNTIME_OPT = $(EMU_OPT)
+ifeq ($(EMU),asan)
+EMU_OPT = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -DCUEMU_CHECKED
+else ifeq ($(EMU),tsan)
+EMU_CC = clang
+EMU_CXX = clang++
+# It remembers too few threads to see races between blocks of more than 120.
+EMU_OPT = -O1 -fno-omit-frame-pointer -fsanitize=thread -DCUEMU_CHECKED -DCUEMU_SECTION -DBLOCK_LIMIT=64
+EMU_RUNTIME_OPT = -O2 -DCUEMU_CHECKED -DCUEMU_SECTION -DCUEMU_TSAN
+else ifeq ($(EMU),cov)
+EMU_OPT = -O1 --coverage -fprofile-update=atomic
+EMU_RUNTIME_OPT = -O2
+endif
+
+EMU_FLAGS = -g -fopenmp -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -DCUEMU -I. -isystem $(CUDA)/include
+EMU_CFLAGS = -std=c11 -D_GNU_SOURCE $(EMU_OPT) $(EMU_FLAGS) $(PKG_CFLAGS)
+# CUDA's sources look at memory through pointers of other types. #pragma unroll is not known here.
+EMU_CXXFLAGS = -std=gnu++17 -fno-strict-aliasing $(EMU_FLAGS) -Wno-unknown-pragmas
+EMU_KERNEL = $(EMU_CXX) $(EMU_OPT) $(EMU_CXXFLAGS) -Itests/emu/include -include tests/emu/emu.h -x c++
+# The stand-ins are found before any library of their name, because the loader asks a DT_RPATH even before LD_LIBRARY_PATH, and
+# call back into the program.
+EMU_LINK = $(EMU_CXX) $(EMU_OPT) -fopenmp -rdynamic -Wl,--disable-new-dtags,-rpath,$(abspath $(BUILD)/emu/lib)
+
+# cuDNN is not emulated: an empty library of its name hides one that may be installed. Names as cuda/libraries.c looks for them.
+EMU_MAJOR = $(shell awk '/define CUDART_VERSION/ { print int($$3 / 1000) }' $(CUDA)/include/cuda_runtime_api.h 2>/dev/null)
+EMU_LIBRARIES = $(addprefix $(BUILD)/emu/lib/,libcublasLt.so.$(EMU_MAJOR) libnccl.so.2 libcudnn.so.9)
+
+EMU_CUDA = $(wildcard cuda/*.cu) $(filter-out cuda/none.c,$(wildcard cuda/*.c))
+EMU_RUNTIME = $(addprefix $(EMU_DIR)/obj/tests/emu/,$(addsuffix .cpp.o,config fiber schedule block warp grid memory stream device))
+EMU_OBJECTS = $(EMU_CUDA:%=$(EMU_DIR)/obj/%.o) $(EMU_RUNTIME)
+EMU_TESTS = $(patsubst %.c,$(EMU_DIR)/%,$(wildcard $(addsuffix .c,$(addprefix tests/,$(filter test_cuda_% test_emu_%,$(T)) $(if $(filter test_*,$(T)),test_cuda_* test_emu_*)))))
+
+emu: $(EMU_DIR)/faults $(EMU_TESTS) $(if $(wildcard cuda/backend.c),$(EMU_DIR)/mobilellm) ## the CUDA backend on the CPU; EMU=asan, tsan or cov
+
+$(EMU_DIR)/mobilellm: $(BUILD)/obj/mobilellm.o $(EMU_OBJECTS) $(BUILD)/libmobilellm.a | $(EMU_LIBRARIES)
+	@echo "link $@"
+	$(Q)$(EMU_LINK) -o $@ $^ $(LIBS)
+
+$(EMU_DIR)/tests/%: $(EMU_DIR)/obj/tests/%.c.o $(EMU_OBJECTS) $(BUILD)/libmobilellm.a | $(EMU_LIBRARIES)
+	@echo "link $@" && mkdir -p $(@D)
+	$(Q)$(EMU_LINK) -o $@ $^ -lcmocka $(LIBS)
+
+$(EMU_DIR)/faults: $(EMU_DIR)/obj/tests/emu/faults.cu.o $(EMU_RUNTIME)
+	@echo "link $@"
+	$(Q)$(EMU_LINK) -o $@ $^
+
+$(BUILD)/emu/lib/libcublasLt.so.$(EMU_MAJOR): tests/emu/cublaslt.c
+$(BUILD)/emu/lib/libnccl.so.2: tests/emu/nccl.c
+$(BUILD)/emu/lib/%: tests/emu/emu_host.h cuda/library_api.h
+	@echo "link $@" && mkdir -p $(@D)
+	$(Q)$(CC) -std=c11 -D_GNU_SOURCE -O3 -march=$(ARCH) $(EMU_FLAGS) $(PKG_CFLAGS) -shared -fPIC -o $@ $(filter %.c,$^) -x c /dev/null $(LIBS)
+
+$(EMU_DIR)/obj/%.c.o: %.c $(EMU_DIR)/flags
+	@echo "compile $@" && mkdir -p $(@D)
+	$(Q)$(EMU_CC) $(EMU_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(EMU_DIR)/obj/%.cu.o: %.cu $(EMU_DIR)/flags
+	@echo "compile $@" && mkdir -p $(@D)
+	$(Q)$(EMU_KERNEL) -MMD -MP -c -o $@ $<
+
+$(EMU_DIR)/obj/tests/emu/%.cpp.o: tests/emu/%.cpp $(EMU_DIR)/flags
+	@echo "compile $@" && mkdir -p $(@D)
+	$(Q)$(EMU_CXX) $(EMU_RUNTIME_OPT) $(EMU_CXXFLAGS) -MMD -MP -c -o $@ $<
+
+$(EMU_DIR)/flags: FORCE
+	@mkdir -p $(@D) && echo '$(EMU_KERNEL) $(EMU_LINK) $(EMU_CFLAGS)' | cmp -s - $@ || echo '$(EMU_KERNEL) $(EMU_LINK) $(EMU_CFLAGS)' > $@
+
+.PHONY: emu
+-include $(shell find $(EMU_DIR)/obj -name '*.d' 2>/dev/null)

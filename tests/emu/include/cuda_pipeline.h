@@ -1,0 +1,1 @@
+#include "tests/emu/emu.h" // the functions are there

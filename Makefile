@@ -22,12 +22,12 @@ PKG_LIBS := $(shell pkg-config --libs $(PKG_CONFIG_NAMES) 2>/dev/null)
 # Nothing here reads errno after a math function or traps on a NaN, and without these two loops over expf or min would not vectorise.
 # Reassociation (-ffast-math) stays off: results must not depend on the compiler's mood.
 FLAGS = -std=c11 -D_GNU_SOURCE $(OPT) -march=$(ARCH) -g -fopenmp -fno-math-errno -fno-trapping-math $(WARN) -I. $(PKG_CFLAGS) \
-        $(CPPFLAGS) $(CFLAGS)
-LIBS = $(LDFLAGS) $(PKG_LIBS) -ldnnl -lm -lpthread
+        $(CUDA_CFLAGS) $(CPPFLAGS) $(CFLAGS)
+LIBS = $(LDFLAGS) $(PKG_LIBS) -ldnnl $(CUDA_LIBS) -lm -lpthread
 
-FOLDERS = util ranks cpu model checkpoint data eval distill train
-SOURCES = $(wildcard $(FOLDERS:%=%/*.c))
-OBJECTS = $(SOURCES:%.c=$(BUILD)/obj/%.o)
+FOLDERS = util ranks cpu cuda model checkpoint data eval distill train
+SOURCES = ops.c $(filter-out $(CUDA_LEFT_OUT),$(wildcard $(FOLDERS:%=%/*.c)))
+OBJECTS = $(SOURCES:%.c=$(BUILD)/obj/%.o) $(CUDA_OBJECTS)
 C_TESTS = $(patsubst %.c,$(BUILD)/%,$(wildcard $(T:%=tests/%.c)))
 PY_TESTS = $(wildcard $(T:%=tests/%.py))
 
@@ -35,13 +35,17 @@ PY_TESTS = $(wildcard $(T:%=tests/%.py))
 THREADED = BUILD=build/tsan OPT="-O1 -fsanitize=thread" T=test_loader
 SANITIZED = BUILD=build/asan OPT="-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 # Of these folders, because clang calls it an error that under its sanitizers the loops of cpu/ are not vectorised.
-FUZZED = BUILD=$(BUILD)/fuzz CC=clang FOLDERS="util ranks model checkpoint data train" OPT="-O1 -fno-omit-frame-pointer \
+FUZZED = BUILD=$(BUILD)/fuzz CC=clang FOLDERS="util ranks cuda model checkpoint data train" OPT="-O1 -fno-omit-frame-pointer \
          -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
 SECONDS_EACH ?= 20
 Q = $(if $(V),,@) # V=1 shows the commands
 SUBMAKE = $(MAKE) --no-print-directory -j$(JOBS)
 SANITIZED_TESTS = $(C_TESTS:$(BUILD)/%=build/asan/%) $(patsubst $(BUILD)/%,build/tsan/%,$(filter %/test_loader,$(C_TESTS)))
 PYTHON = build/venv/bin/python
+
+all: # the default, before those of the included files
+
+include scripts/cuda.mk
 
 all: $(BUILD)/mobilellm ## build build/mobilellm (the default); ARCH=x86-64-v3 for other machines than this one
 

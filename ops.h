@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "util/dtype.h"
 #include "util/error.h"
@@ -229,5 +230,8 @@ const ops *cuda_ops(void);
 
 /* The ops of device "cpu", "cuda", or "auto": cuda where this build has it and a GPU answers, else cpu. */
 int ops_named(const ops **op, const char *device, error *err);
+
+bool cuda_available(void);       /* does a GPU answer? */
+void cuda_report(FILE *to);      /* what this machine has of CUDA, for people: driver, GPUs, libraries and where they were found */
 
 #endif

@@ -39,16 +39,16 @@ static int plan_memory(run_plan *plan, const run_config *c, const ops *op, backe
     return 0;
 }
 
-int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, int threads, const ops *op, error *err) {
+int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, int threads, const ops *op, bool elsewhere, error *err) {
     int rows = (int)(c->batch.tokens / c->data.seq_len);
     *plan = (run_plan){.arena = arena_dry(), .ranks = n_ranks, .threads = threads, .n_steps = run_steps(c)};
     plan->rows_per_rank = (rows + n_ranks - 1) / n_ranks;
     plan->micro_steps = (plan->rows_per_rank + c->batch.micro - 1) / c->batch.micro;
     plan->flops_per_token = model_flops_per_token(&c->model, c->data.seq_len);
-    backend *b;
-    if (op->open(&b, threads, 0, err)) return -1;
+    backend *b = NULL;
+    if (!elsewhere && op->open(&b, threads, 0, err)) return -1;
     int result = plan_memory(plan, c, op, b, err);
-    op->close(b);
+    if (b) op->close(b);
     return result;
 }
 
@@ -64,8 +64,8 @@ static int check_memory(const run *r, const run_plan *plan, const ranks *world, 
         format_bytes(need, (double)plan->arena.peak), format_bytes(have, (double)available), world->local_size);
 }
 
-int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, bool profiled, error *err) {
-    *r = (run){.config = *c, .ranks = world, .ops = cpu_ops()};
+int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, const ops *op, bool profiled, error *err) {
+    *r = (run){.config = *c, .ranks = world, .ops = op};
     if (r->ops->open(&r->backend, plan->threads, world->local_rank, err)) return -1;
     if (r->ops->check(r->backend, (dtype)c->dtype, err) || check_memory(r, plan, world, err)) goto fail;
     if (profiled && profile_open(&r->profile, &c->model, &r->ops, &r->backend, err)) goto fail;

@@ -28,11 +28,16 @@ LIBS = $(LDFLAGS) $(PKG_LIBS) -ldnnl $(CUDA_LIBS) -lm -lpthread
 FOLDERS = util ranks cpu cuda model checkpoint data eval distill train
 SOURCES = ops.c $(filter-out $(CUDA_LEFT_OUT),$(wildcard $(FOLDERS:%=%/*.c)))
 OBJECTS = $(SOURCES:%.c=$(BUILD)/obj/%.o) $(CUDA_OBJECTS)
-C_TESTS = $(patsubst %.c,$(BUILD)/%,$(wildcard $(T:%=tests/%.c)))
+# Those of cuda/ run on the emulated GPU: tests/emu/emu.mk.
+C_TESTS = $(patsubst %.c,$(BUILD)/%,$(filter-out tests/test_cuda_% tests/test_emu_%,$(wildcard $(T:%=tests/%.c))))
 PY_TESTS = $(wildcard $(T:%=tests/%.py))
 
-# ThreadSanitizer sees the threads of pthreads; OpenMP's, whose runtime it does not know, it would misread. So: the loader's.
-THREADED = BUILD=build/tsan OPT="-O1 -fsanitize=thread" T=test_loader
+# ThreadSanitizer knows pthreads. What OpenMP's threads do to one another it is told by archer, which is part of clang's OpenMP (for
+# gcc's there is none); where that is not, only the loader's and the watch's threads are looked at.
+ARCHER := $(wildcard $(dir $(realpath $(shell command -v clang)))../lib/libarcher.so)
+THREADED_TESTS = loader ranks $(if $(ARCHER),adamw cross_entropy embedding gemm reduce rmsnorm swiglu tensors)
+THREADED_PROGRAMS = $(patsubst $(BUILD)/%,build/tsan/%,$(filter $(THREADED_TESTS:%=\%/test_%),$(C_TESTS)))
+THREADED = BUILD=build/tsan OPT="-O1 -fsanitize=thread $(if $(ARCHER),-Wno-pass-failed" CC=clang,") T="$(notdir $(THREADED_PROGRAMS))"
 SANITIZED = BUILD=build/asan OPT="-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 # Of these folders, because clang calls it an error that under its sanitizers the loops of cpu/ are not vectorised.
 FUZZED = BUILD=$(BUILD)/fuzz CC=clang FOLDERS="util ranks cuda model checkpoint data train" OPT="-O1 -fno-omit-frame-pointer \
@@ -40,7 +45,7 @@ FUZZED = BUILD=$(BUILD)/fuzz CC=clang FOLDERS="util ranks cuda model checkpoint 
 SECONDS_EACH ?= 20
 Q = $(if $(V),,@) # V=1 shows the commands
 SUBMAKE = $(MAKE) --no-print-directory -j$(JOBS)
-SANITIZED_TESTS = $(C_TESTS:$(BUILD)/%=build/asan/%) $(patsubst $(BUILD)/%,build/tsan/%,$(filter %/test_loader,$(C_TESTS)))
+SANITIZED_TESTS = $(C_TESTS:$(BUILD)/%=build/asan/%) $(THREADED_PROGRAMS)
 PYTHON = build/venv/bin/python
 
 all: # the default, before those of the included files
@@ -95,13 +100,13 @@ setup: ## install what building, testing and the demo need and this machine lack
 test: setup ## build and run all tests, then the C tests again under ASan and UBSan; one of them: T=test_order
 	@$(SUBMAKE) $(if $(PY_TESTS),all test-programs T='test_*',test-programs)
 	@$(SUBMAKE) $(SANITIZED) test-programs
-	@$(if $(filter %/test_loader,$(C_TESTS)),$(SUBMAKE) $(THREADED) test-programs)
-	@$(PYTHON) tests/run.py $(C_TESTS) $(PY_TESTS) $(SANITIZED_TESTS)
+	@$(if $(THREADED_PROGRAMS),$(SUBMAKE) $(THREADED) test-programs)
+	@OMP_TOOL_LIBRARIES=$(ARCHER) $(PYTHON) tests/run.py $(C_TESTS) $(PY_TESTS) $(SANITIZED_TESTS)
 
-sanitize: setup ## only the sanitizers' part of `make test`: ASan and UBSan for all C tests, TSan for the loader
+sanitize: setup ## only the sanitizers' part of `make test`: ASan and UBSan for all C tests, TSan for those with threads
 	@$(SUBMAKE) $(SANITIZED) test-programs
-	@$(if $(filter %/test_loader,$(C_TESTS)),$(SUBMAKE) $(THREADED) test-programs)
-	@$(PYTHON) tests/run.py $(SANITIZED_TESTS)
+	@$(if $(THREADED_PROGRAMS),$(SUBMAKE) $(THREADED) test-programs)
+	@OMP_TOOL_LIBRARIES=$(ARCHER) $(PYTHON) tests/run.py $(SANITIZED_TESTS)
 
 test-programs: $(C_TESTS)
 

@@ -26,31 +26,36 @@ __device__ __forceinline__ int last_query(const attention &a, int b, int t) {
 /* Elements between two rows of a tile in shared memory: see tensor_core.cuh. */
 template <int DP> constexpr int LD = DP + 8;
 
-/* Positions [t, t+ROWS) of a head to a tile (ROWS,DP), zeros behind position T and column D. 16-byte copies arrive when
- * __pipeline_wait_prior says so; heads whose size is no multiple of 8 are not aligned for them and go element by element. */
-template <int ROWS, int DP>
+/* Positions [t, t+ROWS) of a head to a tile (ROWS,DP), zeros behind position T and column D. WIDE: D is a multiple of 8, and
+ * copies of 16 bytes arrive when __pipeline_wait_prior says so; other heads are not aligned for them. */
+template <int ROWS, int DP, bool WIDE>
 __device__ __forceinline__ void load_tile(bf16 *tile, const bf16 *head, int64_t stride, int t, int T, int D) {
-    constexpr int CHUNKS = DP / 8, STEP = THREADS / CHUNKS;
-    if (D % 8 == 0) {
+    if constexpr (WIDE) {
+        constexpr int CHUNKS = DP / 8, STEP = THREADS / CHUNKS;
         int r = (int)threadIdx.x / CHUNKS, c = (int)threadIdx.x % CHUNKS * 8;
         const bf16 *from = head + (t + r) * stride + c;
         tile += r * LD<DP> + c;
 #pragma unroll
-        for (int i = 0; i < ROWS / STEP; i++) {
-            bool inside = t + r + i * STEP < T && c < D;
-            __pipeline_memcpy_async(tile + i * STEP * LD<DP>, inside ? from : head, 16, inside ? 0 : 16);
+        for (int i = 0; i < ROWS; i += STEP) {
+            bool inside = t + r + i < T && c < D;
+            __pipeline_memcpy_async(tile + i * LD<DP>, inside ? from : head, 16, inside ? 0 : 16);
             from += STEP * stride;
+        }
+    } else {
+        for (int i = (int)threadIdx.x; i < ROWS * DP; i += THREADS) {
+            int r = i / DP, c = i % DP;
+            tile[r * LD<DP> + c] = t + r < T && c < D ? head[(t + r) * stride + c] : (bf16)0;
         }
     }
 }
 
 /* The warp's results, times factor[row], through its own MT*16 rows of a tile to positions [t, t+MT*16) of a head. `factor` has
  * the two rows of each part that the lane holds. */
-template <int MT, int DP>
-__device__ __forceinline__ void store_rows(bf16 *head, int64_t stride, int t, int T, int D, bf16 *rows, const float sum[MT][DP / 8][4],
-                                           const float factor[MT][2]) {
-    constexpr int CHUNKS = DP / 8;
-    int lane = (int)threadIdx.x % 32;
+template <int MT, int DP, bool WIDE>
+__device__ __forceinline__ void store_rows(bf16 *head, int64_t stride, int t, int T, int D, bf16 *rows,
+                                           const float sum[MT][DP / 8][4], const float factor[MT][2]) {
+    constexpr int W = WIDE ? 8 : 1, CHUNKS = DP / W;
+    int lane = (int)threadIdx.x % WARP;
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < MT; m++)
@@ -63,16 +68,10 @@ __device__ __forceinline__ void store_rows(bf16 *head, int64_t stride, int t, in
                 *reinterpret_cast<unsigned *>(to) = pack_bf16(s[0] * factor[m][half], s[1] * factor[m][half]);
             }
     __syncwarp();
-    for (int i = lane; i < MT * 16 * CHUNKS; i += 32) {
-        int r = i / CHUNKS, c = i % CHUNKS * 8;
-        if (t + r >= T) break;
-        const bf16 *from = rows + r * LD<DP> + c;
-        bf16 *to = head + (t + r) * stride + c;
-        if (D % 8 == 0) {
-            if (c < D) *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(from);
-        } else {
-            for (int e = 0; e < 8 && c + e < D; e++) to[e] = from[e];
-        }
+    for (int i = lane; i < MT * 16 * CHUNKS; i += WARP) {
+        int r = i / CHUNKS, c = i % CHUNKS * W;
+        typedef access<bf16, W> A;
+        if (t + r < T && c < D) store_pack<A>(head + (t + r) * stride, c, load_pack<A>(rows + r * LD<DP>, c));
     }
 }
 

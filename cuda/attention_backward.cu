@@ -13,14 +13,14 @@
 /* ---- dQ ---- */
 
 /* What a lane knows of its queries, l/4 + 8*half + 16*m of the warp's. */
-template <int MT> struct query_rows {
+template <int MT> struct gradient_rows {
     int t0;                         /* the warp's first */
     float lse[MT][2], delta[MT][2]; /* lse times log2(e) */
 };
 
 template <int MT>
-__device__ __forceinline__ void load_rows(query_rows<MT> &rows, const float *lse, const float *delta, int T) {
-    int lane = (int)threadIdx.x % 32;
+__device__ __forceinline__ void load_rows(gradient_rows<MT> &rows, const float *lse, const float *delta, int T) {
+    int lane = (int)threadIdx.x % WARP;
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -33,7 +33,7 @@ __device__ __forceinline__ void load_rows(query_rows<MT> &rows, const float *lse
 
 /* dp becomes dS without its factor 1/sqrt(D). */
 template <int MT, int NT>
-__device__ __forceinline__ void score_gradients(float dp[MT][NT][4], const float s[MT][NT][4], const query_rows<MT> &rows, float scale) {
+__device__ __forceinline__ void score_gradients(float dp[MT][NT][4], const float s[MT][NT][4], const gradient_rows<MT> &rows, float scale) {
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -48,7 +48,7 @@ __device__ __forceinline__ void score_gradients(float dp[MT][NT][4], const float
 /* Gradients of keys that the rows from t0 on do not see become 0. */
 template <int MT, int NT>
 __device__ __forceinline__ void mask_keys(float dp[MT][NT][4], const attention &a, int b, int t0, int key0) {
-    int lane = (int)threadIdx.x % 32;
+    int lane = (int)threadIdx.x % WARP;
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -65,24 +65,24 @@ __device__ __forceinline__ void mask_keys(float dp[MT][NT][4], const attention &
 }
 
 /* One block of WARPS*MT*16 queries of a head, tiles of BN keys. Blocks with the most keys come first. */
-template <int DP, int MT, int BN>
+template <int DP, int MT, int BN, bool WIDE>
 __global__ void __launch_bounds__(THREADS)
     query_gradient_kernel(bf16 *dqkv, const bf16 *d_o_array, const float *lse, const float *delta, const bf16 *qkv, attention a) {
     constexpr int BM = WARPS * MT * 16, NT = BN / 8, ROWS = BM * LD<DP>, TILE = BN * LD<DP>;
     DYN_SMEM(bf16, q_tile); /* queries (BM,LD), their dO (BM,LD), then twice keys and values (BN,LD) each */
     bf16 *kv_tiles = q_tile + 2 * ROWS;
-    int h = (int)blockIdx.x, b = (int)blockIdx.z, warp = (int)threadIdx.x / 32;
+    int h = (int)blockIdx.x, b = (int)blockIdx.z, warp = (int)threadIdx.x / WARP;
     int t0 = (int)(gridDim.y - 1 - blockIdx.y) * BM;
     const bf16 *sequence = qkv + (int64_t)b * a.T * a.row;
     const bf16 *k = sequence + (int64_t)(a.H + h / (a.H / a.K)) * a.D, *v = k + (int64_t)a.K * a.D;
     int begin = first_key(a, b, t0), end = min(t0 + BM, a.T);
 
-    load_tile<BM, DP>(q_tile, sequence + (int64_t)h * a.D, a.row, t0, a.T, a.D);
-    load_tile<BM, DP>(q_tile + ROWS, d_o_array + ((int64_t)b * a.T * a.H + h) * a.D, (int64_t)a.H * a.D, t0, a.T, a.D);
-    load_tile<BN, DP>(kv_tiles, k, a.row, begin, a.T, a.D);
-    load_tile<BN, DP>(kv_tiles + TILE, v, a.row, begin, a.T, a.D);
+    load_tile<BM, DP, WIDE>(q_tile, sequence + (int64_t)h * a.D, a.row, t0, a.T, a.D);
+    load_tile<BM, DP, WIDE>(q_tile + ROWS, d_o_array + ((int64_t)b * a.T * a.H + h) * a.D, (int64_t)a.H * a.D, t0, a.T, a.D);
+    load_tile<BN, DP, WIDE>(kv_tiles, k, a.row, begin, a.T, a.D);
+    load_tile<BN, DP, WIDE>(kv_tiles + TILE, v, a.row, begin, a.T, a.D);
     __pipeline_commit();
-    query_rows<MT> rows;
+    gradient_rows<MT> rows;
     rows.t0 = t0 + warp * MT * 16;
     int64_t statistics = ((int64_t)b * a.H + h) * a.T;
     load_rows<MT>(rows, lse + statistics, delta + statistics, a.T);
@@ -90,12 +90,9 @@ __global__ void __launch_bounds__(THREADS)
     __pipeline_wait_prior(0);
     __syncthreads();
     bf16 *my_queries = q_tile + warp * MT * 16 * LD<DP>;
-    unsigned q[DP / 16][MT][4], d_o[DP / 16][MT][4];
+    unsigned q[DP / 16][MT][4]; /* there are registers for these, not for dO */
 #pragma unroll
-    for (int d = 0; d < DP / 16; d++) {
-        load_left<MT>(q[d], my_queries, LD<DP>, d * 16);
-        load_left<MT>(d_o[d], my_queries + ROWS, LD<DP>, d * 16);
-    }
+    for (int d = 0; d < DP / 16; d++) load_left<MT>(q[d], my_queries, LD<DP>, d * 16);
     float dq[MT][DP / 8][4];
     clear<MT, DP / 8>(dq);
 
@@ -105,8 +102,8 @@ __global__ void __launch_bounds__(THREADS)
         __syncthreads(); /* this tile is here, and no warp reads the one before any more */
         if (key0 + BN < end) {
             bf16 *next = kv_tiles + (stage ^ 1) * 2 * TILE;
-            load_tile<BN, DP>(next, k, a.row, key0 + BN, a.T, a.D);
-            load_tile<BN, DP>(next + TILE, v, a.row, key0 + BN, a.T, a.D);
+            load_tile<BN, DP, WIDE>(next, k, a.row, key0 + BN, a.T, a.D);
+            load_tile<BN, DP, WIDE>(next + TILE, v, a.row, key0 + BN, a.T, a.D);
             __pipeline_commit();
         }
         if (key0 > last_row || key0 + BN <= first_of_warp) continue;
@@ -116,7 +113,11 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int d = 0; d < DP / 16; d++) add_product_transposed<MT, NT>(s, q[d], k_tile, LD<DP>, d * 16);
 #pragma unroll
-        for (int d = 0; d < DP / 16; d++) add_product_transposed<MT, NT>(dp, d_o[d], k_tile + TILE, LD<DP>, d * 16);
+        for (int d = 0; d < DP / 16; d++) {
+            unsigned d_o[MT][4];
+            load_left<MT>(d_o, my_queries + ROWS, LD<DP>, d * 16);
+            add_product_transposed<MT, NT>(dp, d_o, k_tile + TILE, LD<DP>, d * 16);
+        }
         score_gradients<MT, NT>(dp, s, rows, a.scale * LOG2_E);
         if (key0 + BN - 1 > rows.t0 || key0 < first_of_last) mask_keys<MT, NT>(dp, a, b, rows.t0, key0);
         add_product<MT, NT, DP / 8>(dq, dp, k_tile, LD<DP>);
@@ -124,7 +125,7 @@ __global__ void __launch_bounds__(THREADS)
     float factor[MT][2];
 #pragma unroll
     for (int m = 0; m < MT; m++) factor[m][0] = factor[m][1] = a.scale;
-    store_rows<MT, DP>(dqkv + (int64_t)b * a.T * a.row + (int64_t)h * a.D, a.row, rows.t0, a.T, a.D, my_queries, dq, factor);
+    store_rows<MT, DP, WIDE>(dqkv + (int64_t)b * a.T * a.row + (int64_t)h * a.D, a.row, rows.t0, a.T, a.D, my_queries, dq, factor);
 }
 
 /* ---- dK and dV ---- */
@@ -133,7 +134,7 @@ __global__ void __launch_bounds__(THREADS)
 template <int MT, int NT>
 __device__ __forceinline__ void transposed_gradients(float s[MT][NT][4], float dp[MT][NT][4], const float *lse, const float *delta,
                                                      float scale) {
-    int lane = (int)threadIdx.x % 32;
+    int lane = (int)threadIdx.x % WARP;
 #pragma unroll
     for (int n = 0; n < NT; n++) {
         float2 lses = *reinterpret_cast<const float2 *>(lse + n * 8 + lane % 4 * 2);
@@ -151,7 +152,7 @@ __device__ __forceinline__ void transposed_gradients(float s[MT][NT][4], float d
 /* P^T and dS^T of queries that do not see the rows (keys) from t0 on become 0. */
 template <int MT, int NT>
 __device__ __forceinline__ void mask_queries(float s[MT][NT][4], float dp[MT][NT][4], const attention &a, int b, int t0, int query0) {
-    int lane = (int)threadIdx.x % 32;
+    int lane = (int)threadIdx.x % WARP;
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -167,65 +168,61 @@ __device__ __forceinline__ void mask_queries(float s[MT][NT][4], float dp[MT][NT
         }
 }
 
-/* The tiles that a block of keys goes through: of each head of the group those that see it, one after another. */
-template <int BN> struct query_tiles {
-    int begin, a_head, n; /* the first query, tiles of a head, of all */
-    __device__ __forceinline__ int head(int i) const { return i / a_head; }
-    __device__ __forceinline__ int query(int i) const { return begin + i % a_head * BN; }
+/* A tile of queries: one of those that see a block of keys, of one head of the group after the other. */
+struct query_tile {
+    int h, t0;
 };
 
-/* Tile i: queries and dO, lse and delta. */
-template <int DP, int BN>
-__device__ __forceinline__ void load_queries(bf16 *tile, float *statistics, const query_tiles<BN> &tiles, int i, const bf16 *d_o,
-                                             const float *lse, const float *delta, const bf16 *qkv, const attention &a, int b,
-                                             int first_head) {
-    int h = first_head + tiles.head(i), t0 = tiles.query(i), me = (int)threadIdx.x;
-    load_tile<BN, DP>(tile, qkv + (int64_t)b * a.T * a.row + (int64_t)h * a.D, a.row, t0, a.T, a.D);
-    load_tile<BN, DP>(tile + BN * LD<DP>, d_o + ((int64_t)b * a.T * a.H + h) * a.D, (int64_t)a.H * a.D, t0, a.T, a.D);
+/* Queries and dO, lse and delta of a tile. */
+template <int DP, int BN, bool WIDE>
+__device__ __forceinline__ void load_queries(bf16 *tile, float *statistics, query_tile at, const bf16 *d_o, const float *lse,
+                                             const float *delta, const bf16 *qkv, const attention &a, int b) {
+    int me = (int)threadIdx.x;
+    load_tile<BN, DP, WIDE>(tile, qkv + (int64_t)b * a.T * a.row + (int64_t)at.h * a.D, a.row, at.t0, a.T, a.D);
+    load_tile<BN, DP, WIDE>(tile + BN * LD<DP>, d_o + ((int64_t)b * a.T * a.H + at.h) * a.D, (int64_t)a.H * a.D, at.t0, a.T, a.D);
     __pipeline_commit();
     static_assert(BN <= THREADS, "one thread a query");
     if (me < BN) {
-        int64_t at = ((int64_t)b * a.H + h) * a.T + min(t0 + me, a.T - 1);
-        statistics[me] = lse[at] * LOG2_E;
-        statistics[BN + me] = delta[at];
+        int64_t of = ((int64_t)b * a.H + at.h) * a.T + min(at.t0 + me, a.T - 1);
+        statistics[me] = lse[of] * LOG2_E;
+        statistics[BN + me] = delta[of];
     }
 }
 
 /* One block of WARPS*MT*16 keys of a key/value head, tiles of BN queries. Blocks that the most queries see come first. */
-template <int DP, int MT, int BN>
+template <int DP, int MT, int BN, bool WIDE>
 __global__ void __launch_bounds__(THREADS)
     key_gradient_kernel(bf16 *dqkv, const bf16 *d_o, const float *lse, const float *delta, const bf16 *qkv, attention a) {
     constexpr int BM = WARPS * MT * 16, NT = BN / 8, ROWS = BM * LD<DP>, TILE = BN * LD<DP>;
     DYN_SMEM(bf16, k_tile); /* keys (BM,LD), values (BM,LD), then twice queries and dO (BN,LD) each */
     __shared__ float statistics[2][2 * BN];
-    bf16 *query_tile = k_tile + 2 * ROWS;
-    int kv_head = (int)blockIdx.x, b = (int)blockIdx.z, warp = (int)threadIdx.x / 32;
+    bf16 *q_tiles = k_tile + 2 * ROWS;
+    int kv_head = (int)blockIdx.x, b = (int)blockIdx.z, warp = (int)threadIdx.x / WARP;
     int t0 = (int)blockIdx.y * BM, group = a.H / a.K;
     int64_t k_at = (int64_t)b * a.T * a.row + (int64_t)(a.H + kv_head) * a.D, v_at = k_at + (int64_t)a.K * a.D;
 
-    query_tiles<BN> tiles;
-    tiles.begin = t0;
-    tiles.a_head = (last_query(a, b, min(t0 + BM, a.T) - 1) - t0) / BN + 1;
-    tiles.n = tiles.a_head * group;
     int row0 = t0 + warp * MT * 16, last_row = row0 + MT * 16 - 1;
     int last_of_first = last_query(a, b, row0), last_of_warp = last_query(a, b, min(last_row, a.T - 1));
+    int last_of_block = last_query(a, b, min(t0 + BM, a.T) - 1);
+    query_tile here = {kv_head * group, t0};
 
-    load_tile<BM, DP>(k_tile, qkv + k_at, a.row, t0, a.T, a.D);
-    load_tile<BM, DP>(k_tile + ROWS, qkv + v_at, a.row, t0, a.T, a.D);
-    load_queries<DP, BN>(query_tile, statistics[0], tiles, 0, d_o, lse, delta, qkv, a, b, kv_head * group);
+    load_tile<BM, DP, WIDE>(k_tile, qkv + k_at, a.row, t0, a.T, a.D);
+    load_tile<BM, DP, WIDE>(k_tile + ROWS, qkv + v_at, a.row, t0, a.T, a.D);
+    load_queries<DP, BN, WIDE>(q_tiles, statistics[0], here, d_o, lse, delta, qkv, a, b);
     bf16 *my_keys = k_tile + warp * MT * 16 * LD<DP>, *my_values = my_keys + ROWS;
     float dk[MT][DP / 8][4], dv[MT][DP / 8][4];
     clear<MT, DP / 8>(dk);
     clear<MT, DP / 8>(dv);
 
-    for (int i = 0; i < tiles.n; i++) {
-        int stage = i % 2, query0 = tiles.query(i);
-        const bf16 *q_tile = query_tile + stage * 2 * TILE, *d_o_tile = q_tile + TILE;
+    for (int stage = 0; here.h < (kv_head + 1) * group; stage ^= 1) {
+        const bf16 *q_tile = q_tiles + stage * 2 * TILE, *d_o_tile = q_tile + TILE;
+        int query0 = here.t0;
+        here.t0 += BN;
+        if (here.t0 > last_of_block) here = {here.h + 1, t0};
         __pipeline_wait_prior(0);
         __syncthreads(); /* this tile is here, and no warp reads the one before any more */
-        if (i + 1 < tiles.n)
-            load_queries<DP, BN>(query_tile + (stage ^ 1) * 2 * TILE, statistics[stage ^ 1], tiles, i + 1, d_o, lse, delta, qkv, a, b,
-                                 kv_head * group);
+        if (here.h < (kv_head + 1) * group)
+            load_queries<DP, BN, WIDE>(q_tiles + (stage ^ 1) * 2 * TILE, statistics[stage ^ 1], here, d_o, lse, delta, qkv, a, b);
         if (query0 + BN <= row0 || query0 > last_of_warp) continue;
         float s[MT][NT][4], dp[MT][NT][4];
         clear<MT, NT>(s);
@@ -246,30 +243,32 @@ __global__ void __launch_bounds__(THREADS)
     float factor[MT][2];
 #pragma unroll
     for (int m = 0; m < MT; m++) factor[m][0] = factor[m][1] = a.scale;
-    store_rows<MT, DP>(dqkv + k_at, a.row, row0, a.T, a.D, my_keys, dk, factor);
+    store_rows<MT, DP, WIDE>(dqkv + k_at, a.row, row0, a.T, a.D, my_keys, dk, factor);
 #pragma unroll
     for (int m = 0; m < MT; m++) factor[m][0] = factor[m][1] = 1;
-    store_rows<MT, DP>(dqkv + v_at, a.row, row0, a.T, a.D, my_values, dv, factor);
+    store_rows<MT, DP, WIDE>(dqkv + v_at, a.row, row0, a.T, a.D, my_values, dv, factor);
 }
 
-template <int DP, int MT, int BN>
+template <int DP, int MT, int BN, bool WIDE>
 static void launch(backend *b, void *dqkv, const void *d_o, const float *lse, const float *delta, const void *qkv,
                    const attention *a) {
     constexpr int BM = WARPS * MT * 16;
     constexpr size_t shared = (size_t)(2 * BM + 4 * BN) * LD<DP> * sizeof(bf16);
-    dim3 queries((unsigned)a->H, (unsigned)((a->T + BM - 1) / BM), (unsigned)a->B), keys((unsigned)a->K, queries.y, queries.z);
-    LAUNCH_WITH_SHARED(b, (query_gradient_kernel<DP, MT, BN>), queries, THREADS, shared, (bf16 *)dqkv, (const bf16 *)d_o, lse, delta,
+    dim3 queries((unsigned)a->H, blocks_of(a->T, BM), (unsigned)a->B), keys((unsigned)a->K, queries.y, queries.z);
+    LAUNCH_WITH_SHARED(b, (query_gradient_kernel<DP, MT, BN, WIDE>), queries, THREADS, shared, (bf16 *)dqkv, (const bf16 *)d_o, lse, delta,
                        (const bf16 *)qkv, *a);
-    LAUNCH_WITH_SHARED(b, (key_gradient_kernel<DP, MT, BN>), keys, THREADS, shared, (bf16 *)dqkv, (const bf16 *)d_o, lse, delta,
+    LAUNCH_WITH_SHARED(b, (key_gradient_kernel<DP, MT, BN, WIDE>), keys, THREADS, shared, (bf16 *)dqkv, (const bf16 *)d_o, lse, delta,
                        (const bf16 *)qkv, *a);
 }
 
 extern "C" void cuda_attention_backward_bf16(backend *b, void *dqkv, const void *d_o, const float *lse, const float *delta,
                                              const void *qkv, const attention *a) {
-    if (a->D <= 32)
-        launch<32, 2, 32>(b, dqkv, d_o, lse, delta, qkv, a);
+    if (a->D % 8)
+        launch<128, 1, 32, false>(b, dqkv, d_o, lse, delta, qkv, a);
+    else if (a->D <= 32)
+        launch<32, 2, 32, true>(b, dqkv, d_o, lse, delta, qkv, a);
     else if (a->D <= 64)
-        launch<64, 2, 32>(b, dqkv, d_o, lse, delta, qkv, a);
+        launch<64, 2, 32, true>(b, dqkv, d_o, lse, delta, qkv, a);
     else
-        launch<128, 1, 32>(b, dqkv, d_o, lse, delta, qkv, a);
+        launch<128, 1, 32, true>(b, dqkv, d_o, lse, delta, qkv, a);
 }

@@ -16,7 +16,7 @@ template <int MT> struct query_rows {
 /* Scores of keys that the rows from t0 on do not see become -infinity. */
 template <int MT, int NT>
 __device__ __forceinline__ void mask_tile(float s[MT][NT][4], const attention &a, int b, int t0, int key0) {
-    int lane = (int)threadIdx.x % 32;
+    int lane = (int)threadIdx.x % WARP;
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -65,10 +65,10 @@ __device__ __forceinline__ void softmax_tile(float s[MT][NT][4], float o[MT][DP 
 }
 
 /* o / sum, and lse, to where they belong. */
-template <int MT, int DP>
+template <int MT, int DP, bool WIDE>
 __device__ __forceinline__ void store_block(const attention &a, bf16 *o_head, float *lse_head, bf16 *tile, const float o[MT][DP / 8][4],
                                             const query_rows<MT> &rows) {
-    int lane = (int)threadIdx.x % 32;
+    int lane = (int)threadIdx.x % WARP;
     float factor[MT][2];
 #pragma unroll
     for (int m = 0; m < MT; m++)
@@ -81,16 +81,16 @@ __device__ __forceinline__ void store_block(const attention &a, bf16 *o_head, fl
             int t = rows.t0 + m * 16 + half * 8 + lane / 4;
             if (lane % 4 == 0 && t < a.T) lse_head[t] = a.scale * rows.max[m][half] + logf(sum);
         }
-    store_rows<MT, DP>(o_head, (int64_t)a.H * a.D, rows.t0, a.T, a.D, tile, o, factor);
+    store_rows<MT, DP, WIDE>(o_head, (int64_t)a.H * a.D, rows.t0, a.T, a.D, tile, o, factor);
 }
 
 /* One block of WARPS*MT*16 queries of a head, tiles of BN keys. Blocks with the most keys come first. */
-template <int DP, int MT, int BN>
+template <int DP, int MT, int BN, bool WIDE>
 __global__ void __launch_bounds__(THREADS) attention_forward_kernel(bf16 *o_array, float *lse, const bf16 *qkv, attention a) {
     constexpr int BM = WARPS * MT * 16, NT = BN / 8, TILE = BN * LD<DP>;
     DYN_SMEM(bf16, q_tile); /* (BM,LD), then twice keys and values (BN,LD) each */
     bf16 *kv_tiles = q_tile + BM * LD<DP>;
-    int h = (int)blockIdx.x, b = (int)blockIdx.z, warp = (int)threadIdx.x / 32;
+    int h = (int)blockIdx.x, b = (int)blockIdx.z, warp = (int)threadIdx.x / WARP;
     int t0 = (int)(gridDim.y - 1 - blockIdx.y) * BM;
     const bf16 *sequence = qkv + (int64_t)b * a.T * a.row;
     const bf16 *k = sequence + (int64_t)(a.H + h / (a.H / a.K)) * a.D, *v = k + (int64_t)a.K * a.D;
@@ -108,9 +108,9 @@ __global__ void __launch_bounds__(THREADS) attention_forward_kernel(bf16 *o_arra
     int last_row = rows.t0 + MT * 16 - 1, first_of_warp = first_key(a, b, rows.t0), first_of_last = first_key(a, b, last_row);
     int begin = first_key(a, b, t0), end = min(t0 + BM, a.T);
 
-    load_tile<BM, DP>(q_tile, sequence + (int64_t)h * a.D, a.row, t0, a.T, a.D);
-    load_tile<BN, DP>(kv_tiles, k, a.row, begin, a.T, a.D);
-    load_tile<BN, DP>(kv_tiles + TILE, v, a.row, begin, a.T, a.D);
+    load_tile<BM, DP, WIDE>(q_tile, sequence + (int64_t)h * a.D, a.row, t0, a.T, a.D);
+    load_tile<BN, DP, WIDE>(kv_tiles, k, a.row, begin, a.T, a.D);
+    load_tile<BN, DP, WIDE>(kv_tiles + TILE, v, a.row, begin, a.T, a.D);
     __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(THREADS) attention_forward_kernel(bf16 *o_arra
         __syncthreads(); /* this tile is here, and no warp reads the one before any more */
         if (key0 + BN < end) {
             bf16 *next = kv_tiles + (stage ^ 1) * 2 * TILE;
-            load_tile<BN, DP>(next, k, a.row, key0 + BN, a.T, a.D);
-            load_tile<BN, DP>(next + TILE, v, a.row, key0 + BN, a.T, a.D);
+            load_tile<BN, DP, WIDE>(next, k, a.row, key0 + BN, a.T, a.D);
+            load_tile<BN, DP, WIDE>(next + TILE, v, a.row, key0 + BN, a.T, a.D);
             __pipeline_commit();
         }
         if (key0 > last_row || key0 + BN <= first_of_warp) continue;
@@ -139,21 +139,23 @@ __global__ void __launch_bounds__(THREADS) attention_forward_kernel(bf16 *o_arra
         softmax_tile<MT, NT, DP>(s, o, rows, a.scale * LOG2_E);
         add_product<MT, NT, DP / 8>(o, s, k_tile + TILE, LD<DP>);
     }
-    store_block<MT, DP>(a, o_array + ((int64_t)b * a.T * a.H + h) * a.D, lse + ((int64_t)b * a.H + h) * a.T, my_queries, o, rows);
+    store_block<MT, DP, WIDE>(a, o_array + ((int64_t)b * a.T * a.H + h) * a.D, lse + ((int64_t)b * a.H + h) * a.T, my_queries, o, rows);
 }
 
-template <int DP, int MT, int BN> static void launch(backend *b, void *o, float *lse, const void *qkv, const attention *a) {
+template <int DP, int MT, int BN, bool WIDE> static void launch(backend *b, void *o, float *lse, const void *qkv, const attention *a) {
     constexpr int BM = WARPS * MT * 16;
     constexpr size_t shared = (size_t)(BM + 4 * BN) * LD<DP> * sizeof(bf16);
-    dim3 grid((unsigned)a->H, (unsigned)((a->T + BM - 1) / BM), (unsigned)a->B);
-    LAUNCH_WITH_SHARED(b, (attention_forward_kernel<DP, MT, BN>), grid, THREADS, shared, (bf16 *)o, lse, (const bf16 *)qkv, *a);
+    dim3 grid((unsigned)a->H, blocks_of(a->T, BM), (unsigned)a->B);
+    LAUNCH_WITH_SHARED(b, (attention_forward_kernel<DP, MT, BN, WIDE>), grid, THREADS, shared, (bf16 *)o, lse, (const bf16 *)qkv, *a);
 }
 
 extern "C" void cuda_attention_forward_bf16(backend *b, void *o, float *lse, const void *qkv, const attention *a) {
-    if (a->D <= 32)
-        launch<32, 2, 64>(b, o, lse, qkv, a);
+    if (a->D % 8)
+        launch<128, 1, 64, false>(b, o, lse, qkv, a);
+    else if (a->D <= 32)
+        launch<32, 2, 64, true>(b, o, lse, qkv, a);
     else if (a->D <= 64)
-        launch<64, 2, 64>(b, o, lse, qkv, a);
+        launch<64, 2, 64, true>(b, o, lse, qkv, a);
     else
-        launch<128, 1, 64>(b, o, lse, qkv, a);
+        launch<128, 1, 64, true>(b, o, lse, qkv, a);
 }

@@ -95,21 +95,6 @@ template <typename A> __device__ __forceinline__ pack<A> zero_pack() {
     return p;
 }
 
-/* From here on the compiler knows only the pack's bits: it converts them again instead of holding floats beside them. */
-template <typename A> __device__ __forceinline__ void forget_floats(pack<A> &p) {
-#ifndef CUEMU
-    if constexpr (sizeof p == 16) {
-        uint32_t words[4];
-        memcpy(words, &p, sizeof words);
-#pragma unroll
-        for (int i = 0; i < 4; i++) asm volatile("" : "+r"(words[i]));
-        memcpy(&p, words, sizeof words);
-    }
-#else
-    (void)p;
-#endif
-}
-
 __device__ __forceinline__ float to_float(float f) { return f; }
 __device__ __forceinline__ float to_float(__nv_bfloat16 b) { return __bfloat162float(b); }
 

@@ -52,7 +52,7 @@ size_t cuda_embedding_scratch(const op_limits *limits) { return (size_t)padded((
 
 static __device__ __forceinline__ void order_pair(sort_key *low, sort_key *high, bool upwards) {
     sort_key a = *low, b = *high;
-    if (a > b == upwards) {
+    if ((a > b) == upwards) {
         *low = b;
         *high = a;
     }

@@ -9,6 +9,7 @@
 #include <dlfcn.h>
 #include <glob.h>
 #include <limits.h>
+#include <link.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +32,7 @@ static const struct known_library {
 
 /* What a search has come across, for its message. */
 typedef struct search {
-    char file[64];
+    const char *file;
     char looked_in[900];
     char reason[400]; /* of a file that was there and did not load */
 } search;
@@ -86,7 +87,7 @@ static void *open_by_name(search *s) {
     return handle;
 }
 
-static void *find_library(search *s) {
+static void *open_anywhere(search *s) {
     void *handle = open_by_name(s);
     if (!handle) handle = open_below(s, "CUDA_HOME", "lib64");
     if (!handle) handle = open_below(s, "CUDA_HOME", "lib");
@@ -96,6 +97,23 @@ static void *find_library(search *s) {
     if (!handle) handle = open_below(s, "CONDA_PREFIX", "lib");
     if (!handle) handle = open_below(s, "CONDA_PREFIX", "lib/python3*/site-packages/nvidia/*/lib");
     return handle;
+}
+
+int libraries_find(void **handle, const char *file, const char *title, const char *package, error *err) {
+    search s = {.file = file};
+    *handle = open_anywhere(&s);
+    if (*handle) return 0;
+    if (*s.reason) return error_set(err, STATUS_RESOURCE, "%s (%s) does not load: %s.", file, title, s.reason);
+    return error_set(err, STATUS_RESOURCE,
+                     "%s (%s) was not found. Looked in: %s.\n"
+                     "Install it (`pip install %s` in an active Python environment, or from NVIDIA's packages for this\n"
+                     "system), or name its folder in LD_LIBRARY_PATH.",
+                     file, title, s.looked_in, package);
+}
+
+void libraries_path(char *path, size_t size, void *handle) {
+    struct link_map *map = NULL;
+    snprintf(path, size, "%s", dlinfo(handle, RTLD_DI_LINKMAP, &map) == 0 ? map->l_name : "");
 }
 
 /* ---- versions ---- */
@@ -171,30 +189,13 @@ static void file_and_package(char file[64], char package[64], library which) {
 }
 #pragma GCC diagnostic pop
 
-/* The path the loader took the library from. */
-static void note_path(struct opened_library *opened, const search *s, const char *version_call) {
-    Dl_info info;
-    void *call = dlsym(opened->handle, version_call);
-    bool known_path = call && dladdr(call, &info) && info.dli_fname;
-    snprintf(opened->path, sizeof opened->path, "%s", known_path ? info.dli_fname : s->file);
-}
-
 int libraries_open(libraries *l, library which, error *err) {
     struct opened_library *opened = &l->of[which];
+    char file[64], package[64];
     if (opened->handle) return 0;
-    search s = {0};
-    char package[64];
-    file_and_package(s.file, package, which);
-    opened->handle = find_library(&s);
-    if (opened->handle == NULL && *s.reason)
-        return error_set(err, STATUS_RESOURCE, "%s does not load: %s.", s.file, s.reason);
-    if (opened->handle == NULL)
-        return error_set(err, STATUS_RESOURCE,
-                         "%s (%s) was not found. Looked in: %s.\n"
-                         "Install it (`pip install %s` in an active Python environment, or from NVIDIA's packages for this\n"
-                         "system), or name its folder in LD_LIBRARY_PATH.",
-                         s.file, known[which].title, s.looked_in, package);
-    note_path(opened, &s, known[which].version_call);
+    file_and_package(file, package, which);
+    if (libraries_find(&opened->handle, file, known[which].title, package, err)) return -1;
+    libraries_path(opened->path, sizeof opened->path, opened->handle);
     if (check_version(opened, which, err) == 0 && find_functions(l, which, err) == 0) return 0;
     dlclose(opened->handle);
     *opened = (struct opened_library){0};

@@ -1,9 +1,9 @@
 /* rmsnorm.cu: RMSNorm fused with the residual addition before it, forward and backward.
  *
  * Both passes are bound by memory, so each row is read once, all of its loads in flight together, and held in registers while its
- * mean is taken. A row is worked on by a team of threads: a warp, whose sums need no shared memory, for rows of up to 2,048
- * bf16 numbers, and a block for longer ones. The weight gradient is summed by a block over a fixed number of tokens, in registers,
- * and the blocks' sums are added in order by a second kernel: its bits depend on N, not on the device. */
+ * mean is taken. A row is worked on by a team of threads: a warp, whose sums need no barriers, for rows of up to 2,048 bf16 numbers,
+ * and a block for longer ones. The weight gradient is summed by a block over a fixed number of tokens, and the blocks' sums are
+ * added in order by a second kernel: its bits depend on N, not on the device. */
 #include <assert.h>
 
 #include "cuda/device.cuh"
@@ -11,8 +11,10 @@
 /* Packs that a thread holds of a row. */
 template <typename A> constexpr int PACKS = A::W == 1 ? 32 : 8;
 
-constexpr int BLOCK = block_threads(128);      /* teams of a warp share one */
-constexpr int LONG_TEAM = block_threads(256);  /* threads for a long row: 8,192 numbers at least */
+constexpr int BLOCK = block_threads(128); /* teams of a warp share one */
+constexpr int LONG_TEAM = 256;            /* threads for a long row; fewer would not hold it */
+
+constexpr int MOST_C = 8192; /* what a block of LONG_TEAM holds in either format, in registers and in shared memory */
 
 /* Threads of a block of teams of T. */
 template <int T> constexpr int BLOCK_OF = T == WARP ? BLOCK : T;
@@ -25,7 +27,7 @@ size_t cuda_rmsnorm_scratch(const op_limits *limits) {
 template <typename F> static void with_team(dtype x, bool wide, int C, F f) {
     with_access(x, wide, [&](auto a) {
         constexpr int held = PACKS<decltype(a)> * decltype(a)::W; /* by a thread */
-        assert(C <= held * LONG_TEAM);
+        assert(C <= MOST_C && C <= held * LONG_TEAM);
         if (C <= held * WARP)
             f(a, std::integral_constant<int, WARP>());
         else
@@ -103,23 +105,25 @@ void cuda_rmsnorm_forward(backend *b, void *y, float *rstd, void *h_out, const v
     });
 }
 
-/* A row's part of dw, added to the registers, and dot = the thread's share of the sum of dy*w * h. */
+/* A row's part of dw, and the thread's share of dot = the sum of dy*w * h. */
 template <typename A, int T>
-__device__ __forceinline__ float dot_row(float (&dw)[PACKS<A>][A::W], const pack<A> (&dy)[PACKS<A>], const pack<A> (&h)[PACKS<A>],
+__device__ __forceinline__ float dot_row(float *dw, const pack<A> (&dy)[PACKS<A>], const pack<A> (&h)[PACKS<A>],
                                          const void *__restrict__ w, float r, int lane, int C) {
     float dot = 0;
 #pragma unroll
     for (int p = 0; p < PACKS<A>; p++) {
         int c = (p * T + lane) * A::W;
         if (c >= C) continue;
-        float weight[A::W];
+        float weight[A::W], sum[A::W];
         load<A>(weight, w, c);
+        load<access<float, A::W>>(sum, dw, c);
 #pragma unroll
         for (int i = 0; i < A::W; i++) {
             float product = to_float(dy[p].element[i]) * to_float(h[p].element[i]);
             dot += product * weight[i];
-            dw[p][i] += product * r;
+            sum[i] += product * r;
         }
+        store<access<float, A::W>>(dw, c, sum);
     }
     return dot;
 }
@@ -143,36 +147,19 @@ __device__ __forceinline__ void add_gradient(void *to, int64_t row, const pack<A
     }
 }
 
-/* partial (C) = the sum of the teams' dw, in the order of the teams. shared: (teams,C) */
+/* Block i takes the tokens of token block i, and writes its sum over them to partials[i]. A thread adds to numbers of its own in
+ * shared memory, where registers would not be enough beside the rows. */
 template <typename A, int T>
-__device__ __forceinline__ void add_teams(float *partial, float *shared, const float (&dw)[PACKS<A>][A::W], int lane, int C) {
-    constexpr int teams = BLOCK_OF<T> / T;
-    float *mine = teams == 1 ? partial : shared + threadIdx.x / T * C;
-#pragma unroll
-    for (int p = 0; p < PACKS<A>; p++) {
-        int c = (p * T + lane) * A::W;
-        if (c < C) store<access<float, A::W>>(mine, c, dw[p]);
-    }
-    if (teams == 1) return;
-    __syncthreads();
-    for (int c = threadIdx.x; c < C; c += BLOCK_OF<T>) {
-        float total = 0;
-        for (int team = 0; team < teams; team++) total += shared[team * C + c];
-        partial[c] = total;
-    }
-}
-
-/* Block i takes the tokens of token block i, and writes its sum over them to partials[i]. */
-template <typename A, int T>
-__global__ void __launch_bounds__(BLOCK_OF<T>, T == WARP ? 2 : 1) /* few blocks: registers for the rows */
+__global__ void __launch_bounds__(BLOCK_OF<T>, T == WARP ? 2 : 1)
     rmsnorm_backward(void *dh, float *__restrict__ partials /* (blocks,C) */, const void *__restrict__ dy, const void *__restrict__ h,
                      const float *__restrict__ rstd, const void *__restrict__ w, int64_t N, int C) {
-    DYN_SMEM(float, shared);
+    DYN_SMEM(float, sums); /* (teams,C) */
     constexpr int teams = BLOCK_OF<T> / T;
-    int lane = threadIdx.x % T;
+    int team = threadIdx.x / T, lane = threadIdx.x % T;
     int64_t first = (int64_t)blockIdx.x * TOKEN_BLOCK, end = first + TOKEN_BLOCK < N ? first + TOKEN_BLOCK : N;
-    float dw[PACKS<A>][A::W] = {};
-    for (int64_t n = first + threadIdx.x / T; n < end; n += teams) {
+    float *dw = sums + team * C;
+    for (int c = lane * A::W; c < C; c += T * A::W) store<access<float, A::W>>(dw, c, {});
+    for (int64_t n = first + team; n < end; n += teams) {
         int64_t row = n * C;
         pack<A> dy_row[PACKS<A>], h_row[PACKS<A>], dh_row[PACKS<A>];
         load_row<A, T>(dy_row, dy, row, lane, C);
@@ -180,14 +167,14 @@ __global__ void __launch_bounds__(BLOCK_OF<T>, T == WARP ? 2 : 1) /* few blocks:
         load_row<A, T>(dh_row, dh, row, lane, C);
         float r = rstd[n];
         float dot = block_sum<T>(dot_row<A, T>(dw, dy_row, h_row, w, r, lane, C));
-#pragma unroll
-        for (int p = 0; p < PACKS<A>; p++) {
-            forget_floats<A>(dy_row[p]);
-            forget_floats<A>(h_row[p]);
-        }
         add_gradient<A, T>(dh, row, dh_row, dy_row, h_row, w, r, dot / (float)C * r * r, lane, C);
     }
-    add_teams<A, T>(partials + (int64_t)blockIdx.x * C, shared, dw, lane, C);
+    __syncthreads();
+    for (int c = threadIdx.x; c < C; c += BLOCK_OF<T>) {
+        float total = 0;
+        for (int i = 0; i < teams; i++) total += sums[i * C + c];
+        partials[(int64_t)blockIdx.x * C + c] = total;
+    }
 }
 
 void cuda_rmsnorm_backward(backend *b, void *dh, float *dw, const void *dy, const void *h, const float *rstd, const void *w,
@@ -197,8 +184,8 @@ void cuda_rmsnorm_backward(backend *b, void *dh, float *dw, const void *dy, cons
     with_team(x, wide_rows(x, C, dh, dy, h, w), C, [&](auto a, auto team) {
         typedef decltype(a) A;
         constexpr int T = decltype(team)::value;
-        size_t shared = T < BLOCK_OF<T> ? sizeof(float) * BLOCK_OF<T> / T * (size_t)C : 0;
-        LAUNCH(b, (rmsnorm_backward<A, T>), (unsigned)blocks, BLOCK_OF<T>, shared, dh, partials, dy, h, rstd, w, N, C);
+        size_t sums = sizeof(float) * BLOCK_OF<T> / T * (size_t)C;
+        LAUNCH(b, (rmsnorm_backward<A, T>), (unsigned)blocks, BLOCK_OF<T>, sums, dh, partials, dy, h, rstd, w, N, C);
     });
     cuda_add_partials(b, dw, partials, blocks, C, C, accumulate);
 }

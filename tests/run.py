@@ -46,6 +46,7 @@ def environment():
     # Whole stacks, or the suppressions would not see which library allocated; cmocka would catch signals that ASan must see.
     env["ASAN_OPTIONS"] = "detect_leaks=1:fast_unwind_on_malloc=0:handle_segv=2:handle_sigbus=2:handle_sigfpe=2:handle_sigill=2"
     env["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"
+    env["TSAN_OPTIONS"] = "ignore_noninstrumented_modules=1"  # what MPI and oneDNN do among themselves, it cannot know
     env["LSAN_OPTIONS"] = "suppressions=" + os.path.abspath("tests/lsan.supp") + ":print_suppressions=0"
     return env
 

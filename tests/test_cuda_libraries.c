@@ -1,6 +1,6 @@
 /* test_cuda_libraries.c: our declarations of NVIDIA's libraries are theirs, and the libraries are found.
  *
- * With arguments (open NVRTC) it opens that library and says which it found, for test_cuda_libraries.py. */
+ * With arguments it opens one (open NVRTC) or finds any file (find FILE) and says which, for test_cuda_libraries.py. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -141,8 +141,22 @@ static int open_one(const char *name) {
     return 0;
 }
 
+static int find_one(const char *file) {
+    void *handle;
+    error err;
+    char path[512];
+    if (libraries_find(&handle, file, "The Library", "the-package", &err)) {
+        printf("%s\n", err.text);
+        return 1;
+    }
+    libraries_path(path, sizeof path, handle);
+    printf("%s\n", path);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "open") == 0) return open_one(argv[2]);
+    if (argc == 3 && strcmp(argv[1], "find") == 0) return find_one(argv[2]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cublaslt_is_declared_as_nvidia_does),
         cmocka_unit_test(nccl_is_declared_as_nvidia_does),

@@ -11,10 +11,10 @@ PROGRAM = BUILD / "tests/test_ranks"
 SECONDS = 30  # within which a failed run has ended, on a busy machine
 
 
-def start(ranks, *args, env=None):
-    assert PROGRAM.exists(), "build it first: make test-programs"
+def start(ranks, *args, env=None, program=PROGRAM):
+    assert program.exists(), "build it first: make test-programs"
     before = time.monotonic()
-    done = subprocess.run(["mpirun", "-np", str(ranks), "--bind-to", "none", PROGRAM, *map(str, args)], cwd=ROOT, env={**ENV, **(env or {})},
+    done = subprocess.run(["mpirun", "-np", str(ranks), "--bind-to", "none", program, *map(str, args)], cwd=ROOT, env={**ENV, **(env or {})},
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120, stdin=subprocess.DEVNULL)
     return done, time.monotonic() - before
 
@@ -91,6 +91,17 @@ def test_a_rank_that_works_for_longer_than_the_limit_is_waited_for():
     done, seconds = start(3, "work", 1)
     assert done.returncode == 0, done.stderr
     assert seconds > 3
+
+
+@pytest.mark.parametrize("sanitizer", ["asan", "tsan"])
+@pytest.mark.parametrize("how, status", [("work", 0), ("hang", 6)])
+def test_the_watch_under_the_sanitizers(sanitizer, how, status):
+    program = BUILD / sanitizer / "tests/test_ranks"
+    if not program.exists():
+        pytest.skip("`make test` builds it")
+    done, _ = start(2, how, 1, program=program)
+    assert "Sanitizer" not in done.stderr, done.stderr
+    assert done.returncode == status, done.stderr
 
 
 def alone():

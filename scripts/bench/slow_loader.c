@@ -1,5 +1,5 @@
-/* slow_loader.c: 10 ms more for each row of a batch, linked around the order of the samples, which the loader's thread asks for each
- * row: how scripts/bench/whole.py finds out whether a slow disk reaches the step. */
+/* slow_loader.c: 10 ms more for each row of a batch, linked around the order of the samples, which the loader's thread asks for
+ * each row: how scripts/bench/whole.py finds out whether a slow disk reaches the step. */
 #include <time.h>
 
 #include "data/order.h"

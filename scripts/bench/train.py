@@ -2,8 +2,8 @@
 """Whole training steps of the bench models, as `make bench` runs them: a table of speed and memory.
 
 Each model is trained for a few steps on random tokens (the speed does not depend on what they are). Operations are counted by the
-formula that is printed. The peak is that of the program's own GEMM on the model's shapes, measured in the same process just before;
-PyTorch's is that of its own, likewise. The first step, which builds the plans, is left out.
+formula that is printed. The peak is that of the program's own GEMM on the model's shapes, measured in the same process just
+before; PyTorch's is that of its own, just after. The first step, which builds the plans, is left out.
 
 Where there is a PyTorch (build/venv-torch, which `make bench TORCH=1` makes, or --torch PYTHON), the same steps are taken by
 scripts/bench/torch_step.py with as many threads: ours, then PyTorch each way that it may be run, ours again, PyTorch's best way

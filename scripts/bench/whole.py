@@ -6,7 +6,7 @@
     checkpoint  writing one with optimizer state beside dd of the same file with fsync, and starting from it beside reading it by
                 dd: with all of the file in memory (warm) and, where we may drop the caches (root), with nothing of it (cold)
 
-A start is the time from the call to the log's line of where the weights come from: config, data, GEMM peak, every byte summed and
+A start is the time from the call to the log's line `resumed`: config, data, GEMM peak, every byte summed and
 every tensor read. dd gets the file that has just been written, which is still in memory.
 """
 
@@ -62,8 +62,10 @@ def in_turn(what, sides):
             at += run()
     best = [fastest(side)["tokens_per_s"] for side in lines]
     middle = [sorted(line["tokens_per_s"] for line in side)[len(side) // 2] for side in lines]
-    for (name, _), b, m in zip(sides, best, middle):
-        print(f"{what}: {name}: {b:,.0f} tokens/s at best, {m:,.0f} in the middle of {len(lines[0])} steps")
+    for (name, _), side, b, m in zip(sides, lines, best, middle):
+        wait = max(line["data_wait_s"] for line in side)
+        print(f"{what}: {name}: {b:,.0f} tokens/s at best, {m:,.0f} in the middle of {len(side)} steps, waits for data of up to "
+              f"{1e3 * wait:.2f} ms")
     print(f"{what}: ratio {best[0] / best[1]:.3f} at best, {middle[0] / middle[1]:.3f} in the middle", flush=True)
 
 
@@ -96,21 +98,18 @@ def settle(file, cold):
 
 
 def seconds_of(command, until=None):
-    """The time until the line that begins so is printed, or to the end."""
+    """The time to the end of the command, or until it prints a line that begins so; then it is ended."""
     began = time.monotonic()
     child = subprocess.Popen([str(part) for part in command], env=environment(len(os.sched_getaffinity(0))),
                              stdout=subprocess.PIPE, text=True)
-    for line in child.stdout:
-        if until and line.startswith(until):
-            break
-    else:
-        until = None
-    s = time.monotonic() - began
-    if until:
+    if until and any(line.startswith(until) for line in child.stdout):
+        s = time.monotonic() - began
         child.kill()
-    if child.wait() and not until:
+        child.wait()
+        return s
+    if child.wait() or until:
         raise subprocess.CalledProcessError(child.returncode, command)
-    return s
+    return time.monotonic() - began
 
 
 def written(program, config):
@@ -122,8 +121,8 @@ def written(program, config):
 
 
 def tell_speed(what, n_bytes, ours, theirs, name):
-    print(f"checkpoint, {what}: {ours:.2f} s, {n_bytes / ours / 1e9:.2f} GB/s; {name} {theirs:.2f} s, {n_bytes / theirs / 1e9:.2f} "
-          f"GB/s: {100 * theirs / ours:.0f} %", flush=True)
+    speed = lambda s: f"{s:.2f} s, {n_bytes / s / 1e9:.2f} GB/s"
+    print(f"checkpoint, {what}: {speed(ours)}; {name} {speed(theirs)}: {100 * theirs / ours:.0f} %", flush=True)
 
 
 def bench_checkpoint(options, directory):
@@ -136,7 +135,7 @@ def bench_checkpoint(options, directory):
     theirs = seconds_of(["dd", f"if={file}", f"of={copy}", "bs=16M", "conv=fsync", "status=none"])
     tell_speed(f"write {gib(n_bytes)} GiB", n_bytes, ours, theirs, "dd conv=fsync")
     copy.unlink()
-    reads = {"resume": ([options.program, "train", config, "--resume"], "  weights"),
+    reads = {"resume": ([options.program, "train", config, "--resume"], "  resumed"),
              "dd": (["dd", f"if={file}", "of=/dev/null", "bs=1M", "status=none"], None)}
     for state in [True, False] if cold else [False]:
         best = dict.fromkeys(reads, 1e9)

@@ -185,7 +185,8 @@ static void *new_shared(size_t bytes) {
     return memory;
 }
 
-/* Shared memory starts as NaN, so that what is read before it is written shows; and no earlier block's accesses race with ours. */
+/* Shared memory starts as NaN, so that what is read before it is written shows; and no earlier block's accesses race with ours.
+ */
 static void forget_shared(block *b, uint64_t turn) {
     (void)turn;
 #ifdef CUEMU_TSAN
@@ -265,8 +266,8 @@ void block_run(block *b, uint64_t number, uint64_t turn) {
 
     switch_to(b, &b->host, b->order.next());
 #if defined(CUEMU_TSAN) && !defined(CUEMU_SECTION)
-    happens_after(b->sync.end); // static shared memory is the same for all blocks
+    happens_after(b->sync.end);  // static shared memory is the same for all blocks
 #endif
 }
 
-} // namespace cuemu
+}  // namespace cuemu

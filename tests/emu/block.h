@@ -24,21 +24,21 @@ struct async_copy {
 /* A CUDA thread. */
 struct lane {
     cuemu::state state;
-    fiber *on; // from its start to its return
+    fiber *on;  // from its start to its return
     uint3 index;
-    place at;      // the barrier or collective it waits at
-    warp_op op;    // of the collective, with
-    unsigned mask; //
+    place at;       // the barrier or collective it waits at
+    warp_op op;     // of the collective, with
+    unsigned mask;  //
     uint64_t value;
     int source;
     uint64_t result;
-    std::vector<async_copy> copies; // not waited for yet
-    int group;                      // of the next copy
+    std::vector<async_copy> copies;  // not waited for yet
+    int group;                       // of the next copy
 };
 
 struct warp {
-    unsigned arrived; // at a collective
-    unsigned live;    // not returned
+    unsigned arrived;  // at a collective
+    unsigned live;     // not returned
 };
 
 /* Who runs next. In order (forward or reverse), those that wait for nothing come before those that have not started; the random
@@ -46,10 +46,10 @@ struct warp {
 struct schedule {
     void start(order how, int n, uint64_t seed);
     void ready(int thread);
-    int next(); // -1: nobody can run
+    int next();  // -1: nobody can run
     const int *all() const { return starts; }
 
-private:
+   private:
     int pick_warp();
 
     order how;
@@ -57,7 +57,7 @@ private:
     int starts[MAX_THREADS], queue[MAX_THREADS];
     random_numbers draw;
     enum { ANY_WARP, BY_PRIORITY, CHANGING_PRIORITY } strategy;
-    unsigned available[MAX_WARPS], available_warps; // bits of threads; of warps that have one
+    unsigned available[MAX_WARPS], available_warps;  // bits of threads; of warps that have one
     unsigned priority[MAX_WARPS];
 };
 
@@ -65,17 +65,17 @@ private:
 struct ordering {
     void *own_barrier;
     char *own_warps;
-    char barriers[128 * LANES], warps[128 * LANES]; // used in turn, for blocks must not order each other
+    char barriers[128 * LANES], warps[128 * LANES];  // used in turn, for blocks must not order each other
     char start[8], end[8];
 };
 
 struct block {
     const launch_call *call;
-    int n; // threads
+    int n;  // threads
     lane lanes[MAX_THREADS];
     warp warps[MAX_WARPS];
     schedule order;
-    int running; // the thread, -1: none
+    int running;  // the thread, -1: none
     int n_returned, n_waiting;
 
     // of the barrier that threads are arriving at
@@ -83,13 +83,13 @@ struct block {
     vote barrier_vote;
     int votes, verdict;
 
-    void *shared; // dynamic
+    void *shared;  // dynamic
     std::vector<void *> old_shared;
 
-    fiber host; // the OS thread
+    fiber host;  // the OS thread
     fiber *idle[MAX_THREADS + 1];
     int n_idle;
-    fiber *own[2][MAX_THREADS]; // ThreadSanitizer: a fiber for each thread, two sets in turn
+    fiber *own[2][MAX_THREADS];  // ThreadSanitizer: a fiber for each thread, two sets in turn
     int set, rotation;
     ordering sync;
 };
@@ -117,6 +117,6 @@ inline void happens_before(void *) {}
 inline void happens_after(void *) {}
 #endif
 
-} // namespace cuemu
+}  // namespace cuemu
 
 #endif

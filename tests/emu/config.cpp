@@ -21,10 +21,17 @@ void fatal(const char *format, ...) {
     abort();
 }
 
+/* What a flavour does unless it is told: emu.mk. */
+#ifndef CUEMU_ORDER_IS
+#define CUEMU_ORDER_IS "fwd"
+#endif
+#ifndef CUEMU_STREAMS_IS
+#define CUEMU_STREAMS_IS "eager"
+#endif
+
 /* Which of three words the variable is; the number after "WORD:" goes into the seed. */
-static int choice(const char *variable, const char *const words[3], uint64_t *seed) {
-    const char *value = getenv(variable);
-    if (!value) return 0;
+static int choice(const char *variable, const char *otherwise, const char *const words[3], uint64_t *seed) {
+    const char *value = getenv(variable) ? getenv(variable) : otherwise;
     size_t length = strcspn(value, ":");
     if (value[length]) *seed = (strtoull(value + length + 1, nullptr, 0) * 0x9E3779B97F4A7C15ull) | 1;
     for (int i = 0; i < 3; i++)
@@ -45,10 +52,10 @@ static config read_environment() {
     static const char *const orders[] = {"fwd", "rev", "rand"}, *const timings[] = {"eager", "lazy", "rand"};
     config c = {};
     c.order_seed = c.stream_seed = 1;
-    c.threads = static_cast<order>(choice("CUEMU_ORDER", orders, &c.order_seed));
-    c.streams = static_cast<timing>(choice("CUEMU_STREAMS", timings, &c.stream_seed));
+    c.threads = static_cast<order>(choice("CUEMU_ORDER", CUEMU_ORDER_IS, orders, &c.order_seed));
+    c.streams = static_cast<timing>(choice("CUEMU_STREAMS", CUEMU_STREAMS_IS, timings, &c.stream_seed));
 #ifdef CUEMU_CHECKED
-    c.os_threads = 1; // static shared memory exists once
+    c.os_threads = 1;  // static shared memory exists once
     c.stack = number("CUEMU_STACK", 256 << 10);
 #else
     c.os_threads = static_cast<int>(number("CUEMU_THREADS", static_cast<uint64_t>(omp_get_max_threads())));
@@ -73,4 +80,4 @@ const config &settings() {
     return c;
 }
 
-} // namespace cuemu
+}  // namespace cuemu

@@ -173,8 +173,8 @@ static void multiply(float *out, const job *j, const float *a, const float *b, f
         int64_t from = k * part / parts, to = k * (part + 1) / parts;
         const float *a_part = a + from * (j->matmul.transposed_a ? 1 : la->line);
         const float *b_part = b + from * (j->matmul.transposed_b ? lb->line : 1);
-        dnnl_sgemm(j->matmul.transposed_b ? 'T' : 'N', j->matmul.transposed_a ? 'T' : 'N', ld->columns, ld->rows, to - from, j->alpha,
-                   b_part, lb->line, a_part, la->line, part ? 1 : beta, out, ld->line);
+        dnnl_sgemm(j->matmul.transposed_b ? 'T' : 'N', j->matmul.transposed_a ? 'T' : 'N', ld->columns, ld->rows, to - from,
+                   j->alpha, b_part, lb->line, a_part, la->line, part ? 1 : beta, out, ld->line);
     }
 }
 
@@ -204,7 +204,8 @@ static void run(void *argument) {
 
 static void check_operand(const char *name, const void *p, size_t bytes) {
     if (cuemu_room(p) >= bytes) return;
-    fprintf(stderr, "cuemu: cublasLtMatmul: %s (%p) has %zu bytes of device memory, and needs %zu\n", name, p, cuemu_room(p), bytes);
+    fprintf(stderr, "cuemu: cublasLtMatmul: %s (%p) has %zu bytes of device memory, and needs %zu\n", name, p, cuemu_room(p),
+            bytes);
     abort();
 }
 
@@ -222,8 +223,18 @@ lt_status cublasLtMatmul(lt_handle handle, lt_matmul matmul, const void *alpha, 
     check_operand("d", d, bytes_of(layout_d));
     if (workspace_of[number]) check_operand("the workspace", workspace, workspace_of[number]);
     job *j = malloc(sizeof *j);
-    *j = (job){*matmul, *layout_a, *layout_b, *layout_d, a, b, c, d, workspace_of[number] ? workspace : NULL,
-               *(const float *)alpha, *(const float *)beta, number};
+    *j = (job){*matmul,
+               *layout_a,
+               *layout_b,
+               *layout_d,
+               a,
+               b,
+               c,
+               d,
+               workspace_of[number] ? workspace : NULL,
+               *(const float *)alpha,
+               *(const float *)beta,
+               number};
     cuemu_enqueue(stream, run, j);
     return LT_SUCCESS;
 }

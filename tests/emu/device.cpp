@@ -29,22 +29,34 @@ size_t shared_limit(const void *kernel) {
 
 static int attribute(cudaDeviceAttr which) {
     switch (which) {
-        case cudaDevAttrMultiProcessorCount: return settings().multiprocessors;
-        case cudaDevAttrComputeCapabilityMajor: return settings().major;
-        case cudaDevAttrComputeCapabilityMinor: return settings().minor;
-        case cudaDevAttrMaxSharedMemoryPerBlock: return MAX_SHARED;
-        case cudaDevAttrMaxSharedMemoryPerBlockOptin: return MAX_SHARED_OPTIN;
-        case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return MAX_SHARED_OPTIN + 1024;
-        case cudaDevAttrMaxThreadsPerBlock: return MAX_THREADS;
-        case cudaDevAttrMaxThreadsPerMultiProcessor: return 2 * MAX_THREADS;
-        case cudaDevAttrWarpSize: return 32;
-        case cudaDevAttrL2CacheSize: return 50 << 20;
-        case cudaDevAttrClockRate: return 1980000; // kHz
-        default: fatal("cudaDeviceGetAttribute: attribute %d is not in tests/emu/device.cpp", which);
+        case cudaDevAttrMultiProcessorCount:
+            return settings().multiprocessors;
+        case cudaDevAttrComputeCapabilityMajor:
+            return settings().major;
+        case cudaDevAttrComputeCapabilityMinor:
+            return settings().minor;
+        case cudaDevAttrMaxSharedMemoryPerBlock:
+            return MAX_SHARED;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+            return MAX_SHARED_OPTIN;
+        case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+            return MAX_SHARED_OPTIN + 1024;
+        case cudaDevAttrMaxThreadsPerBlock:
+            return MAX_THREADS;
+        case cudaDevAttrMaxThreadsPerMultiProcessor:
+            return 2 * MAX_THREADS;
+        case cudaDevAttrWarpSize:
+            return 32;
+        case cudaDevAttrL2CacheSize:
+            return 50 << 20;
+        case cudaDevAttrClockRate:
+            return 1980000;  // kHz
+        default:
+            fatal("cudaDeviceGetAttribute: attribute %d is not in tests/emu/device.cpp", which);
     }
 }
 
-} // namespace cuemu
+}  // namespace cuemu
 
 using namespace cuemu;
 
@@ -90,7 +102,7 @@ const char *cudaGetErrorString(cudaError_t status) {
 /* ---- the device ---- */
 
 cudaError_t cudaGetDeviceCount(int *n) {
-    if (unusable()) return failed(unusable()); // as the real one, leaves *n as it was
+    if (unusable()) return failed(unusable());  // as the real one, leaves *n as it was
     *n = settings().devices;
     return cudaSuccess;
 }

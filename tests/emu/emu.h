@@ -4,9 +4,9 @@
  * variables, launches, and (in the three headers at the end) what only a GPU has. Each thread of a block runs as a fiber, one
  * block at a time on an OS thread, so that every barrier, shuffle and race of a kernel is a real one, in an order we choose.
  *
- * The environment of the program decides how:
- *   CUEMU_ORDER=fwd|rev|rand:SEED      in which order threads run between barriers, and blocks of a grid (fwd)
- *   CUEMU_STREAMS=eager|lazy|rand:SEED when work on a stream runs: at once; only when something waits for it; or between (eager)
+ * The environment of the program decides how (in brackets: otherwise; the first two differ by flavour, see emu.mk):
+ *   CUEMU_ORDER=fwd|rev|rand:SEED      in which order threads run between barriers, and blocks of a grid
+ *   CUEMU_STREAMS=eager|lazy|rand:SEED when work on a stream runs: at once; only when something waits for it; or between
  *   CUEMU_THREADS=N                    OS threads that share the blocks of a grid (OpenMP's number; 1 under sanitizers)
  *   CUEMU_GUARD=1                      the host cannot touch device memory: SIGSEGV
  *   CUEMU_STACK=BYTES                  stack of a CUDA thread (64 KiB; 256 KiB under sanitizers)
@@ -20,10 +20,9 @@
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
 
 /* ---- qualifiers ---- */
 
@@ -39,11 +38,11 @@
 #define __global__
 #define __device__
 #define __host__
-#define __constant__    static
+#define __constant__ static
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __align__(n)    __attribute__((aligned(n)))
+#define __align__(n) __attribute__((aligned(n)))
 
 /* Static shared memory. Where several OS threads run blocks, each has its own. Under sanitizers one does, and a plain static is
  * what AddressSanitizer puts guards around; a section of its own (clang only) lets the runtime forget it between blocks. */
@@ -68,8 +67,7 @@ struct place {
     const char *file;
     int line;
 };
-#define CUEMU_HERE \
-    ::cuemu::place at = { __builtin_FILE(), __builtin_LINE() }
+#define CUEMU_HERE ::cuemu::place at = {__builtin_FILE(), __builtin_LINE()}
 
 /* Ends the program with "cuemu: " and the message. */
 [[noreturn]] void fatal(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -95,7 +93,7 @@ void check_pointer(const char *kernel, int argument, const void *p);
 void *dyn_smem();
 
 template <class T>
-struct exactly { // arguments become what the kernel takes, as in a real launch
+struct exactly {  // arguments become what the kernel takes, as in a real launch
     using type = T;
 };
 
@@ -122,7 +120,7 @@ cudaError_t launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block
     return submit(call, stream);
 }
 
-} // namespace cuemu
+}  // namespace cuemu
 
 #define CUEMU_LAUNCH(kernel, grid, block, shared, stream, ...) \
     ::cuemu::launch(#kernel, kernel, dim3(grid), dim3(block), (shared), (stream), ##__VA_ARGS__)

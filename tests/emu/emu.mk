@@ -1,10 +1,11 @@
 # emu.mk: the CUDA backend on the CPU, for machines without a GPU; emu.h tells how it works. Included by the Makefile.
 #
-# `make emu` builds one flavour, EMU=fast unless another is named. A flavour compiles cuda/, its tests and the emulation with
-# other flags; the rest of the program is libmobilellm.a as it is.
+# `make emu` builds one flavour, EMU=fast unless another is named; `make emu-test` builds and tests the first three. T= chooses
+# tests, as in the Makefile. A flavour compiles cuda/, its tests and the emulation with other flags, and runs in another order
+# unless the environment says which; the rest of the program is libmobilellm.a as it is.
 #   fast   build/emu        as fast as can be, several OS threads: for tests that run the program
-#   asan   build/emu-asan   AddressSanitizer and UBSan: bounds, alignment
-#   tsan   build/emu-tsan   ThreadSanitizer (needs clang): races within and between blocks, in shared and global memory
+#   asan   build/emu-asan   AddressSanitizer and UBSan: bounds, alignment. Threads in reverse, streams late
+#   tsan   build/emu-tsan   ThreadSanitizer (needs clang): races within and between blocks, in shared and global memory. Random order
 #   cov    build/emu-cov    counts the lines of cuda/ that tests reach
 # In each: mobilellm, tests/test_cuda_*, tests/test_emu_*, faults. In build/emu/lib the stand-ins for NVIDIA's libraries.
 
@@ -19,18 +20,19 @@ EMU_OPT = -O3 -march=$(ARCH)
 EMU_RUNTIME_OPT = $(EMU_OPT)
 ifeq ($(EMU),asan)
 EMU_OPT = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -DCUEMU_CHECKED
+EMU_RUNTIME_OPT += -DCUEMU_ORDER_IS='"rev"' -DCUEMU_STREAMS_IS='"lazy"'
 else ifeq ($(EMU),tsan)
 EMU_CC = clang
 EMU_CXX = clang++
 # It remembers too few threads to see races between blocks of more than 120.
 EMU_OPT = -O1 -fno-omit-frame-pointer -fsanitize=thread -DCUEMU_CHECKED -DCUEMU_SECTION -DBLOCK_LIMIT=64
-EMU_RUNTIME_OPT = -O2 -DCUEMU_CHECKED -DCUEMU_SECTION -DCUEMU_TSAN
+EMU_RUNTIME_OPT = -O2 -DCUEMU_CHECKED -DCUEMU_SECTION -DCUEMU_TSAN -DCUEMU_ORDER_IS='"rand:1"'
 else ifeq ($(EMU),cov)
 EMU_OPT = -O1 --coverage -fprofile-update=atomic
 EMU_RUNTIME_OPT = -O2
 endif
 
-EMU_FLAGS = -g -fopenmp -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -DCUEMU -I. -isystem $(CUDA)/include
+EMU_FLAGS = -g -fopenmp -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -DCUEMU $(CPPFLAGS) -I. -isystem $(CUDA)/include
 EMU_CFLAGS = -std=c11 -D_GNU_SOURCE $(EMU_OPT) $(EMU_FLAGS) $(PKG_CFLAGS)
 # CUDA's sources look at memory through pointers of other types. #pragma unroll is not known here.
 EMU_CXXFLAGS = -std=gnu++17 -fno-strict-aliasing $(EMU_FLAGS) -Wno-unknown-pragmas
@@ -46,9 +48,17 @@ EMU_LIBRARIES = $(addprefix $(BUILD)/emu/lib/,libcublasLt.so.$(EMU_MAJOR) libncc
 EMU_CUDA = $(wildcard cuda/*.cu) $(filter-out cuda/none.c,$(wildcard cuda/*.c))
 EMU_RUNTIME = $(addprefix $(EMU_DIR)/obj/tests/emu/,$(addsuffix .cpp.o,config fiber schedule block warp grid memory stream device))
 EMU_OBJECTS = $(EMU_CUDA:%=$(EMU_DIR)/obj/%.o) $(EMU_RUNTIME)
-EMU_TESTS = $(patsubst %.c,$(EMU_DIR)/%,$(wildcard $(addsuffix .c,$(addprefix tests/,$(filter test_cuda_% test_emu_%,$(T)) $(if $(filter test_*,$(T)),test_cuda_* test_emu_*)))))
+EMU_TEST_NAMES = $(basename $(notdir $(filter tests/test_cuda_% tests/test_emu_%,$(wildcard $(T:%=tests/%.c)))))
+EMU_TESTED = fast asan $(if $(shell command -v clang++),tsan)
+EMU_ALL_TESTS = $(foreach each,$(EMU_TESTED),$(EMU_TEST_NAMES:%=$(BUILD)/emu$(patsubst -fast,,-$(each))/tests/%))
 
-emu: $(EMU_DIR)/faults $(EMU_TESTS) $(if $(wildcard cuda/backend.c),$(EMU_DIR)/mobilellm) ## the CUDA backend on the CPU; EMU=asan, tsan or cov
+emu: $(EMU_DIR)/faults $(EMU_DIR)/mobilellm $(EMU_TEST_NAMES:%=$(EMU_DIR)/tests/%)
+
+emu-all:
+	@$(foreach each,$(EMU_TESTED),$(SUBMAKE) EMU=$(each) emu &&) true
+
+emu-test: emu-all
+	@$(PYTHON) tests/run.py $(EMU_ALL_TESTS) $(filter tests/test_cuda_% tests/test_emu%,$(wildcard $(T:%=tests/%.py)))
 
 $(EMU_DIR)/mobilellm: $(BUILD)/obj/mobilellm.o $(EMU_OBJECTS) $(BUILD)/libmobilellm.a | $(EMU_LIBRARIES)
 	@echo "link $@"
@@ -83,5 +93,5 @@ $(EMU_DIR)/obj/tests/emu/%.cpp.o: tests/emu/%.cpp $(EMU_DIR)/flags
 $(EMU_DIR)/flags: FORCE
 	@mkdir -p $(@D) && echo '$(EMU_KERNEL) $(EMU_LINK) $(EMU_CFLAGS)' | cmp -s - $@ || echo '$(EMU_KERNEL) $(EMU_LINK) $(EMU_CFLAGS)' > $@
 
-.PHONY: emu
+.PHONY: emu emu-all emu-test
 -include $(shell find $(EMU_DIR)/obj -name '*.d' 2>/dev/null)

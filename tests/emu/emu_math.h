@@ -22,16 +22,16 @@ static inline size_t __cvta_generic_to_shared(const void *p) { return reinterpre
 
 /* ---- fast math: exact here. Macros, because glibc has functions of these names. ---- */
 
-#define __expf(x)         expf(x)
-#define __exp10f(x)       exp10f(x)
-#define __logf(x)         logf(x)
-#define __log2f(x)        log2f(x)
-#define __log10f(x)       log10f(x)
-#define __sinf(x)         sinf(x)
-#define __cosf(x)         cosf(x)
-#define __tanf(x)         tanf(x)
-#define __tanhf(x)        tanhf(x)
-#define __powf(x, y)      powf(x, y)
+#define __expf(x)          expf(x)
+#define __exp10f(x)        exp10f(x)
+#define __logf(x)          logf(x)
+#define __log2f(x)         log2f(x)
+#define __log10f(x)        log10f(x)
+#define __sinf(x)          sinf(x)
+#define __cosf(x)          cosf(x)
+#define __tanf(x)          tanf(x)
+#define __tanhf(x)         tanhf(x)
+#define __powf(x, y)       powf(x, y)
 #define __sincosf(x, s, c) sincosf(x, s, c)
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline double rsqrt(double x) { return 1.0 / sqrt(x); }
@@ -60,7 +60,7 @@ To bit_cast(From from) {
     memcpy(&to, &from, sizeof to);
     return to;
 }
-} // namespace cuemu
+}  // namespace cuemu
 
 static inline unsigned __float_as_uint(float f) { return cuemu::bit_cast<unsigned>(f); }
 static inline int __float_as_int(float f) { return cuemu::bit_cast<int>(f); }

@@ -40,7 +40,7 @@ T shuffle(unsigned mask, T value, int source, place at) {
     return result;
 }
 
-} // namespace cuemu
+}  // namespace cuemu
 
 /* ---- barriers ---- */
 
@@ -108,7 +108,7 @@ T atomically(T *p, F change) {
     return before;
 }
 
-} // namespace cuemu
+}  // namespace cuemu
 
 template <class T>
 T atomicAdd(T *p, T value) {

@@ -1,7 +1,8 @@
 /* faults.cu: kernels and host code with planted faults, each beside its correct twin. test_emu.py knows who has to find which.
  *
- * faults NAME[!]: runs the case, with its fault when a ! follows. Exit status 0: the result is right; 3: it is wrong; 4: a call
- * reported an error. Else the emulation or a sanitizer has ended the program.  faults alone lists the cases. */
+ * faults NAME[!]...: runs these cases, with the fault where a ! follows, until one does not come out right. Exit status 0: all
+ * did; 3: a result was wrong; 4: a call reported an error. Else the emulation or a sanitizer has ended the program.
+ * faults alone: all, without their faults. */
 #include <cuda_pipeline.h>
 #include <math.h>
 #include <stdio.h>
@@ -107,13 +108,13 @@ __global__ void first_of_four(float *out, const float *in, int shift) {
     out[threadIdx.x] = four.x;
 }
 
-/* out[i] = 1 where in[63 - i] > 0 */
-__global__ void is_positive(float *out, const float *in, bool fault, bool dynamic) {
+/* out[i] = 1 where in[63 - i] >= 0: right by luck where what was not written is a zero left behind */
+__global__ void is_not_negative(float *out, const float *in, bool fault, bool dynamic) {
     __shared__ float fixed[64];
     float *s = dynamic ? static_cast<float *>(cuemu::dyn_smem()) : fixed;
     if (threadIdx.x < 63 || !fault) s[threadIdx.x] = in[threadIdx.x];
     __syncthreads();
-    out[threadIdx.x] = s[63 - threadIdx.x] > 0 ? 1.f : 0.f;
+    out[threadIdx.x] = s[63 - threadIdx.x] >= 0 ? 1.f : 0.f;
 }
 
 /* out[i] = in[127 - i], through an asynchronous copy */
@@ -125,6 +126,22 @@ __global__ void reverse_async(float *out, const float *in, bool fault) {
     __syncwarp();
     out[threadIdx.x] = s[127 - threadIdx.x];
     if (fault) __pipeline_wait_prior(0);
+}
+
+/* ---- tensor cores ---- */
+
+/* out (16,8) = a b: a (16,16) and b (16,16), of which the first 8 columns, both hold `in` */
+__global__ void product(float *out, const float *in, bool fault) {
+    __shared__ __align__(16) __nv_bfloat16 s[16][16];
+    int lane = threadIdx.x;
+    for (int i = lane; i < 256; i += 32) s[i / 16][i % 16] = __float2bfloat16(in[i]);
+    __syncwarp();
+    unsigned left[4], right[4];
+    float d[4] = {0, 0, 0, 0};
+    emu_ldmatrix_x4(left, &s[lane % 16][lane / 16 * 8]);
+    emu_ldmatrix_x4_trans(right, &s[lane % 16][lane / 16 * 8]);
+    emu_mma_m16n8k16_bf16(d, left, fault ? right + 2 : right, d);
+    for (int i = 0; i < 4; i++) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = d[i];
 }
 
 /* ---- threads that do not meet ---- */
@@ -157,9 +174,9 @@ __global__ void add(float *out, const float *in) {
 /* ---- the cases ---- */
 
 struct device {
-    float *out, *in;    // N, of the device
-    float host_in[N];   // what `in` holds: 1 .. 17, again and again
-    float result[N];    // what `out` held afterwards
+    float *out, *in;   // N, of the device
+    float host_in[N];  // what `in` holds: 1 .. 17, again and again
+    float result[N];   // what `out` held afterwards
     cudaStream_t stream;
 };
 
@@ -244,12 +261,12 @@ static int alignment(device *d, bool fault) {
 }
 
 static int unwritten_static(device *d, bool fault) {
-    CUEMU_LAUNCH(is_positive, 1, 64, 0, d->stream, d->out, d->in, fault, false);
+    CUEMU_LAUNCH(is_not_negative, 1, 64, 0, d->stream, d->out, d->in, fault, false);
     return check(d, 64, [](int) { return 1; });
 }
 
 static int unwritten_dynamic(device *d, bool fault) {
-    CUEMU_LAUNCH(is_positive, 1, 64, 64 * sizeof(float), d->stream, d->out, d->in, fault, true);
+    CUEMU_LAUNCH(is_not_negative, 1, 64, 64 * sizeof(float), d->stream, d->out, d->in, fault, true);
     return check(d, 64, [](int) { return 1; });
 }
 
@@ -266,6 +283,15 @@ static int unwritten_global(device *d, bool fault) {
 static int async_copy(device *d, bool fault) {
     CUEMU_LAUNCH(reverse_async, 1, 32, 0, d->stream, d->out, d->in, fault);
     return check(d, 32, [&](int i) { return d->host_in[127 - i]; });
+}
+
+static int tensor_core(device *d, bool fault) {
+    CUEMU_LAUNCH(product, 1, 32, 0, d->stream, d->out, d->in, fault);
+    return check(d, 128, [&](int i) {
+        double sum = 0;
+        for (int k = 0; k < 16; k++) sum += d->host_in[i / 8 * 16 + k] * d->host_in[k * 16 + i % 8];
+        return sum;
+    });
 }
 
 static int divergent_barrier(device *d, bool fault) {
@@ -362,6 +388,7 @@ static const struct {
     {"unwritten_dynamic", unwritten_dynamic},
     {"unwritten_global", unwritten_global},
     {"async_copy", async_copy},
+    {"tensor_core", tensor_core},
     {"divergent_barrier", divergent_barrier},
     {"early_return", early_return},
     {"absent_lanes", absent_lanes},
@@ -373,30 +400,36 @@ static const struct {
     {"event_wait", event_wait},
 };
 
-static int run_case(const char *name) {
+static int run_case(int (*run)(device *d, bool fault), bool fault) {
+    device d = {};
+    for (int i = 0; i < N; i++) d.host_in[i] = static_cast<float>(i % 17 + 1);
+    if (cudaStreamCreateWithFlags(&d.stream, cudaStreamNonBlocking) || cudaMalloc(&d.out, sizeof d.result) ||
+        cudaMalloc(&d.in, sizeof d.host_in))
+        return REFUSED;
+    cudaMemcpy(d.in, d.host_in, sizeof d.host_in, cudaMemcpyHostToDevice);
+    cudaMemset(d.out, 0, sizeof d.result);
+    cudaDeviceSynchronize();
+    int result = run(&d, fault);
+    cudaFree(d.in);
+    cudaFree(d.out);
+    cudaStreamDestroy(d.stream);
+    return result;
+}
+
+static int run_named(const char *name) {
     size_t length = strcspn(name, "!");
-    for (const auto &c : cases) {
-        if (strlen(c.name) != length || strncmp(c.name, name, length)) continue;
-        device d = {};
-        for (int i = 0; i < N; i++) d.host_in[i] = static_cast<float>(i % 17 + 1);
-        if (cudaStreamCreateWithFlags(&d.stream, cudaStreamNonBlocking) || cudaMalloc(&d.out, sizeof d.result) ||
-            cudaMalloc(&d.in, sizeof d.host_in))
-            return REFUSED;
-        cudaMemcpy(d.in, d.host_in, sizeof d.host_in, cudaMemcpyHostToDevice);
-        cudaMemset(d.out, 0, sizeof d.result);
-        cudaDeviceSynchronize();
-        int result = c.run(&d, name[length] == '!');
-        cudaFree(d.in);
-        cudaFree(d.out);
-        cudaStreamDestroy(d.stream);
-        return result;
-    }
+    for (const auto &c : cases)
+        if (strlen(c.name) == length && !strncmp(c.name, name, length)) return run_case(c.run, name[length] == '!');
     fprintf(stderr, "faults: %s is not a case\n", name);
     return 2;
 }
 
 int main(int argc, char **argv) {
-    if (argc == 2) return run_case(argv[1]);
-    for (const auto &c : cases) puts(c.name);
-    return 0;
+    int result = OK;
+    for (int i = 1; i < argc && !result; i++) result = run_named(argv[i]);
+    for (size_t i = 0; argc == 1 && i < sizeof cases / sizeof *cases && !result; i++) {
+        result = run_case(cases[i].run, false);
+        printf("%s %s\n", cases[i].name, result ? "failed" : "ok");
+    }
+    return result;
 }

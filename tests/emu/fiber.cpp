@@ -93,7 +93,7 @@ enum { PAGE = 4096, LINE = 64, STAGGERED = 48 };
 /* What cuemu_switch_stack pops when it first comes here: zeros for the registers, and entry to return to. */
 static void *first_frame(uintptr_t top, void (*entry)()) {
 #if defined(__x86_64__)
-    void **sp = reinterpret_cast<void **>(top - LINE); // 64 bytes = 6 registers, entry, and entry's return address
+    void **sp = reinterpret_cast<void **>(top - LINE);  // 64 bytes = 6 registers, entry, and entry's return address
     memset(sp, 0, LINE);
     sp[SAVED_WORDS] = reinterpret_cast<void *>(entry);
 #else
@@ -110,7 +110,7 @@ fiber *fiber_new(int index, void (*entry)()) {
         mmap(nullptr, PAGE + bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (memory == MAP_FAILED || mprotect(memory, PAGE, PROT_NONE)) fatal("no memory for the stack of a CUDA thread");
     fiber *f = static_cast<fiber *>(calloc(1, sizeof *f));
-    f->stack = memory + PAGE; // below it the page that an overflow hits
+    f->stack = memory + PAGE;  // below it the page that an overflow hits
     f->bytes = bytes;
     uintptr_t top = reinterpret_cast<uintptr_t>(memory + PAGE + bytes) - static_cast<size_t>(index * 7 % STAGGERED) * LINE;
     f->sp = first_frame(top, entry);
@@ -147,7 +147,7 @@ void fiber_switch(fiber *from, fiber *to) {
     __sanitizer_start_switch_fiber(&from->fake_stack, to->stack, to->bytes);
 #endif
 #ifdef CUEMU_TSAN
-    enum { NO_SYNC = 1 }; // taking turns orders nothing
+    enum { NO_SYNC = 1 };  // taking turns orders nothing
     __tsan_switch_to_fiber(to->tsan, NO_SYNC);
 #endif
     cuemu_switch_stack(&from->sp, to->sp);
@@ -156,4 +156,4 @@ void fiber_switch(fiber *from, fiber *to) {
 #endif
 }
 
-} // namespace cuemu
+}  // namespace cuemu

@@ -7,12 +7,12 @@
 namespace cuemu {
 
 struct fiber {
-    void *sp;          // saved while another runs
-    const void *stack; // its lowest byte
+    void *sp;           // saved while another runs
+    const void *stack;  // its lowest byte
     size_t bytes;
-    int thread;       // the CUDA thread it runs, or will run
-    void *fake_stack; // AddressSanitizer's
-    void *tsan;       // ThreadSanitizer's
+    int thread;        // the CUDA thread it runs, or will run
+    void *fake_stack;  // AddressSanitizer's
+    void *tsan;        // ThreadSanitizer's
 };
 
 /* A fiber that will run entry(), which never returns. index staggers the stacks over the sets of the cache. */
@@ -27,6 +27,6 @@ void fiber_begin(fiber *first);
 /* The fiber that the calling OS thread is by itself. */
 void fiber_adopt(fiber *first);
 
-} // namespace cuemu
+}  // namespace cuemu
 
 #endif

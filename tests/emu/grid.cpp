@@ -70,4 +70,4 @@ cudaError_t submit(const launch_call &call, cudaStream_t stream) {
     return cudaSuccess;
 }
 
-} // namespace cuemu
+}  // namespace cuemu

@@ -21,7 +21,7 @@ enum { PAGE = 4096, ALIGNMENT = 256 };
 struct allocation {
     size_t bytes;
     place_of_memory where;
-    void *pages; // with CUEMU_GUARD
+    void *pages;  // with CUEMU_GUARD
     size_t page_bytes;
 };
 
@@ -153,7 +153,7 @@ static cudaError_t fill(void *to, int value, size_t bytes, cudaStream_t stream) 
     return cudaSuccess;
 }
 
-} // namespace cuemu
+}  // namespace cuemu
 
 using namespace cuemu;
 

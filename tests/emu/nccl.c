@@ -166,7 +166,8 @@ nccl_result ncclAllGather(const void *send, void *receive, size_t n, nccl_type t
     return start(c, stream, all_gather, (job){c->comm, c->rank, c->size, send, receive, n, type});
 }
 
-nccl_result ncclAllReduce(const void *send, void *receive, size_t n, nccl_type type, nccl_op op, nccl_comm c, cudaStream_t stream) {
+nccl_result ncclAllReduce(const void *send, void *receive, size_t n, nccl_type type, nccl_op op, nccl_comm c,
+                          cudaStream_t stream) {
     if (op != NCCL_SUM || (type != NCCL_FLOAT32 && type != NCCL_FLOAT64)) return INVALID_ARGUMENT;
     check_buffer("ncclAllReduce", send, n * size_of(type));
     check_buffer("ncclAllReduce", receive, n * size_of(type));

@@ -47,7 +47,7 @@ const config &settings();
 
 /* xorshift64*: the same numbers on every machine. */
 struct random_numbers {
-    uint64_t state; // not 0
+    uint64_t state;  // not 0
     unsigned below(unsigned n) {
         state ^= state >> 12;
         state ^= state << 25;
@@ -90,6 +90,6 @@ void wait_for_all_streams();
 std::recursive_mutex &api_lock();
 using locked = std::lock_guard<std::recursive_mutex>;
 
-} // namespace cuemu
+}  // namespace cuemu
 
 #endif

@@ -73,4 +73,4 @@ int schedule::next() {
     return n_started < n ? starts[n_started++] : -1;
 }
 
-} // namespace cuemu
+}  // namespace cuemu

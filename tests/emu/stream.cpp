@@ -16,24 +16,24 @@ namespace cuemu {
 
 struct item {
     std::function<void()> work;
-    cudaStream_t after; // runs when this stream, if any, has done
-    uint64_t count;     // so many items
+    cudaStream_t after;  // runs when this stream, if any, has done
+    uint64_t count;      // so many items
 };
 
-} // namespace cuemu
+}  // namespace cuemu
 
 struct CUstream_st {
     std::deque<cuemu::item> queue;
     uint64_t issued, done;
-    bool with_default; // ordered with the default stream, as those made without cudaStreamNonBlocking are
+    bool with_default;  // ordered with the default stream, as those made without cudaStreamNonBlocking are
     bool destroyed;
 };
 
 struct CUevent_st {
-    cudaStream_t stream; // NULL: not recorded
+    cudaStream_t stream;  // NULL: not recorded
     uint64_t count;
     bool timed;
-    std::shared_ptr<double> seconds; // shared with the queue, which may outlive the event
+    std::shared_ptr<double> seconds;  // shared with the queue, which may outlive the event
 };
 
 namespace cuemu {
@@ -159,11 +159,9 @@ static cudaError_t finish(cudaStream_t stream) {
     return unusable() ? failed(unusable()) : cudaSuccess;
 }
 
-static double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+static double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-} // namespace cuemu
+}  // namespace cuemu
 
 using namespace cuemu;
 
@@ -282,7 +280,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
     if (!event->stream) return cudaSuccess;
     progress_once(event->stream, event->count);
     if (unusable()) return failed(unusable());
-    return event->stream->done >= event->count ? cudaSuccess : failed(cudaErrorNotReady); // which is kept, as on a GPU
+    return event->stream->done >= event->count ? cudaSuccess : failed(cudaErrorNotReady);  // which is kept, as on a GPU
 }
 
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {

@@ -56,8 +56,7 @@ static void release(block *b, unsigned mask) {
 
 static void work_out(const block *b, lane *lanes, warp_op op, unsigned mask, place at) {
     uint64_t ballot = 0;
-    for (unsigned left = mask; left; left &= left - 1)
-        ballot |= (lanes[__builtin_ctz(left)].value & 1) << __builtin_ctz(left);
+    for (unsigned left = mask; left; left &= left - 1) ballot |= (lanes[__builtin_ctz(left)].value & 1) << __builtin_ctz(left);
     for (unsigned left = mask; left; left &= left - 1) {
         lane *l = &lanes[__builtin_ctz(left)];
         if (op == warp_op::ballot) {
@@ -81,7 +80,7 @@ uint64_t collective(warp_op op, unsigned mask, uint64_t value, int source, place
     char *order_of_warp = b->sync.own_warps + b->running / LANES;
     l->value = value;
     l->source = source;
-    if (op == warp_op::sync) happens_before(order_of_warp); // the others do not order memory
+    if (op == warp_op::sync) happens_before(order_of_warp);  // the others do not order memory
     if (arrive(b, op, mask, at)) {
         work_out(b, lanes_of_warp(b), op, mask, at);
         release(b, mask);
@@ -125,8 +124,7 @@ static void mma(void *lanes[32], place) {
     for (int l = 0; l < LANES; l++) {
         const mma_lane *m = static_cast<const mma_lane *>(lanes[l]);
         int group = l / 4, column = l % 4 * 2;
-        for (int i = 0; i < 8; i++)
-            a[group + (i / 2 % 2) * 8][column + i % 2 + (i / 4) * 8] = bf16_half(m->a[i / 2], i % 2);
+        for (int i = 0; i < 8; i++) a[group + (i / 2 % 2) * 8][column + i % 2 + (i / 4) * 8] = bf16_half(m->a[i / 2], i % 2);
         for (int i = 0; i < 4; i++) b[column + i % 2 + (i / 2) * 8][group] = bf16_half(m->b[i / 2], i % 2);
         for (int i = 0; i < 4; i++) c[group + (i / 2) * 8][column + i % 2] = m->c[i];
     }
@@ -162,7 +160,7 @@ static void ldmatrix(void *lanes[32], place at) {
     }
 }
 
-} // namespace cuemu
+}  // namespace cuemu
 
 /* The lanes write results into each other's locals, so each gets its own only after its turn. */
 void emu_mma_m16n8k16_bf16(float d[4], const unsigned a[4], const unsigned b[2], const float c[4], cuemu::place at) {

@@ -39,7 +39,7 @@ def fuzz(build, target, seconds):
     build = Path(build).resolve()
     corpus = build / "corpus" / target
     corpus.mkdir(parents=True, exist_ok=True)
-    command = [build / f"fuzz_{target}", f"-max_total_time={seconds}", f"-max_len={TARGETS[target]}", "-timeout=10", "-rss_limit_mb=2048",
+    command = [build / f"fuzz_{target}", f"-max_total_time={seconds}", f"-max_len={TARGETS[target]}", "-timeout=30", "-rss_limit_mb=2048",
                "-print_final_stats=1", f"-artifact_prefix={build}/finding-{target}-", corpus, HERE / "seeds" / target]
     dictionary = HERE / f"{target}.dict"
     if dictionary.exists():

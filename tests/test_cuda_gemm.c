@@ -1,0 +1,303 @@
+/* test_cuda_gemm.c: the three products of a linear layer on the GPU, against double precision, and what is remembered of them. */
+#include "op_testing.h"
+
+#include <dirent.h>
+#include <unistd.h>
+
+#include "cuda/cuda.h"
+#include "cuda/gemm.h"
+
+/* ---- a GPU for a test ---- */
+
+typedef struct gpu {
+    testing t; /* its host memory */
+    void *device[MAX_BLOCKS];
+    int n;
+} gpu;
+
+static void gpu_open(gpu *g) {
+    *g = (gpu){.t = {.ops = cuda_ops()}};
+    error err = {0};
+    op_limits limits = {.x = DTYPE_F32, .B = 1, .T = 16, .C = 64, .F = 64, .H = 1, .K = 1, .D = 32, .V = 64, .head_rows = 1};
+    if (g->t.ops->open(&g->t.b, 0, 0, &err)) fail_msg("%s", err.text);
+    size_t bytes = g->t.ops->scratch_bytes(g->t.b, &limits);
+    g->t.scratch = g->t.ops->alloc(g->t.b, bytes, &err);
+    assert_non_null(g->t.scratch);
+    g->t.ops->set_scratch(g->t.b, g->t.scratch, bytes);
+}
+
+static void gpu_close(gpu *g) {
+    for (int i = 0; i < g->n; i++) g->t.ops->free(g->t.b, g->device[i]);
+    testing_close(&g->t);
+}
+
+/* Device memory that holds n elements, `shift` elements behind an aligned address. */
+static void *on_device(gpu *g, const void *host, int64_t n, dtype x, int shift) {
+    error err = {0};
+    size_t size = dtype_size(x), bytes = (size_t)(n + shift) * size;
+    char *memory = g->t.ops->alloc(g->t.b, bytes ? bytes : 1, &err);
+    if (memory == NULL) fail_msg("%s", err.text);
+    g->device[g->n++] = memory;
+    g->t.ops->copy_in(g->t.b, memory + (size_t)shift * size, host, (size_t)n * size);
+    return memory + (size_t)shift * size;
+}
+
+static void *to_host(gpu *g, const void *device, int64_t n, dtype x) {
+    void *host = new_array(&g->t, n, x);
+    g->t.ops->copy_out(g->t.b, host, device, (size_t)n * dtype_size(x));
+    return host;
+}
+
+/* ---- the products ---- */
+
+static const struct shape {
+    int64_t N;
+    int I;
+    int64_t O;
+} shapes[] = {{1, 24, 65}, {7, 65, 11}, {33, 24, 1003}, {64, 128, 96}, {130, 257, 33}, {1, 1, 1}};
+enum { N_SHAPES = sizeof shapes / sizeof *shapes };
+
+/* c[i][j] = sum over k of a[i][k] b[k][j], read through strides */
+static double *product(testing *t, const double *a, int64_t a_row, int64_t a_column, const double *b, int64_t b_row,
+                       int64_t b_column, int64_t rows, int64_t inner, int64_t columns) {
+    double *c = new_doubles(t, rows * columns);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++) {
+            double sum = 0;
+            for (int64_t k = 0; k < inner; k++) sum += a[i * a_row + k * a_column] * b[k * b_row + j * b_column];
+            c[i * columns + j] = sum;
+        }
+    return c;
+}
+
+/* The terms are products of unit normals: their sum grows as the root of their number, its fp32 error a little faster. */
+static double sum_scale(int64_t terms) { return 4 * sqrt((double)terms) + 4; }
+
+/* Tensor cores add in fp32, but cut off rather than round. */
+static double fp32_error(dtype x) { return x == DTYPE_F32 ? 1e-6 : 1e-5; }
+
+static void check_linear(gpu *g, int64_t N, int I, int64_t O, dtype x, int shift) {
+    testing *t = &g->t;
+    double *in = random_doubles(t, N * I, 1, 1), *w = random_doubles(t, O * I, 2, 1), *dy = random_doubles(t, N * O, 3, 1);
+    double *start = random_doubles(t, O * I, 4, 1), e = fp32_error(x);
+    void *x_in = on_device(g, array_of(t, in, N * I, x), N * I, x, shift), *x_w = on_device(g, array_of(t, w, O * I, x), O * I, x, shift);
+    void *x_dy = on_device(g, array_of(t, dy, N * O, x), N * O, x, shift);
+    float *nothing = new_floats(t, N * (I + O) + O * I); /* nothing of it may be read */
+    for (int64_t i = 0; i < N * (I + O) + O * I; i++) nothing[i] = NAN;
+    void *y = on_device(g, nothing, N * O, x, shift), *din = on_device(g, nothing, N * I, x, shift);
+    float *dw = on_device(g, nothing, O * I, DTYPE_F32, shift);
+    float *added = on_device(g, array_of(t, start, O * I, DTYPE_F32), O * I, DTYPE_F32, shift);
+
+    t->ops->linear_forward(t->b, y, x_in, x_w, x, N, I, O);
+    t->ops->linear_backward_input(t->b, din, x_dy, x_w, x, N, I, O);
+    t->ops->linear_backward_weight(t->b, dw, x_dy, x_in, false, x, N, I, O);
+    t->ops->linear_backward_weight(t->b, added, x_dy, x_in, true, x, N, I, O);
+
+    check_close("y", to_host(g, y, N * O, x), product(t, in, I, 1, w, 1, I, N, I, O), N * O, x, e, sum_scale(I));
+    check_close("din", to_host(g, din, N * I, x), product(t, dy, O, 1, w, I, 1, N, O, I), N * I, x, e, sum_scale(O));
+    double *dw_expected = product(t, dy, 1, O, in, I, 1, O, N, I);
+    check_close("dw", to_host(g, dw, O * I, DTYPE_F32), dw_expected, O * I, DTYPE_F32, e, sum_scale(N));
+    for (int64_t i = 0; i < O * I; i++) dw_expected[i] += start[i];
+    check_close("dw added", to_host(g, added, O * I, DTYPE_F32), dw_expected, O * I, DTYPE_F32, e, sum_scale(N));
+}
+
+/* Forward, backward to the input, weight gradients replaced and added, in sizes that fit no vector, at addresses that fit none. */
+static void products_are_exact(void **state) {
+    (void)state;
+    for (int i = 0; i < 4 * N_SHAPES; i++) {
+        gpu g;
+        gpu_open(&g);
+        check_linear(&g, shapes[i / 4].N, shapes[i / 4].I, shapes[i / 4].O, both_dtypes[i % 2], i / 2 % 2);
+        gpu_close(&g);
+    }
+}
+
+/* More shapes than are kept come and go; a shape that comes back gives the same. */
+static void prepared_products_are_reused(void **state) {
+    (void)state;
+    gpu g;
+    gpu_open(&g);
+    float ones[600];
+    for (int i = 0; i < 600; i++) ones[i] = 1;
+    float *in = on_device(&g, ones, 600, DTYPE_F32, 0), *y = on_device(&g, ones, 300, DTYPE_F32, 0);
+    for (int round = 0; round < 2; round++) {
+        float w[2] = {1, (float)round}, *device_w = on_device(&g, w, 2, DTYPE_F32, 0), got[300];
+        for (int64_t N = 1; N <= 300; N++) {
+            g.t.ops->linear_forward(g.t.b, y, in, device_w, DTYPE_F32, N, 2, 1);
+            g.t.ops->copy_out(g.t.b, got, y, (size_t)N * sizeof *got);
+            for (int64_t n = 0; n < N; n++)
+                if (got[n] != (float)(1 + round)) fail_msg("N %lld, row %lld: %g", (long long)N, (long long)n, (double)got[n]);
+        }
+    }
+    gpu_close(&g);
+}
+
+/* Of no tokens the weight gradient is zero, or what it was; nothing is written of no outputs. */
+static void sums_of_nothing_are_zero(void **state) {
+    (void)state;
+    const float start[6] = {1, 2, 3, 4, 5, 6}, zero[6] = {0};
+    gpu g;
+    gpu_open(&g);
+    float *dw = on_device(&g, start, 6, DTYPE_F32, 0);
+    for (int i = 0; i < 2; i++) {
+        g.t.ops->linear_backward_weight(g.t.b, dw, dw, dw, true, both_dtypes[i], 0, 2, 3);
+        assert_memory_equal(to_host(&g, dw, 6, DTYPE_F32), start, sizeof start);
+        g.t.ops->linear_forward(g.t.b, dw, dw, dw, both_dtypes[i], 0, 2, 3);
+        assert_memory_equal(to_host(&g, dw, 6, DTYPE_F32), start, sizeof start);
+    }
+    g.t.ops->linear_backward_weight(g.t.b, dw, dw, dw, false, DTYPE_BF16, 0, 2, 3);
+    assert_memory_equal(to_host(&g, dw, 6, DTYPE_F32), zero, sizeof zero);
+    gpu_close(&g);
+}
+
+/* ---- what is chosen, and remembered ---- */
+
+static gemm_choice a_choice(int i) {
+    gemm_choice c = {.shape = {.m = 1 + i, .n = (int64_t)1 << 33, .k = 4096, .a_transposed = i % 2, .b_transposed = i / 2 % 2}};
+    c.shape.x = both_dtypes[i % 2];
+    c.shape.out = both_dtypes[i / 2 % 2];
+    for (int k = 0; k < 3; k++) c.shape.alignment[k] = 256 >> (i + k) % 9;
+    for (int k = 0; k < 8; k++) c.algorithm.data[k] = rng_mix((uint64_t)i, (uint64_t)k);
+    return c;
+}
+
+/* Choices read back are those written, and no byte of the file can change without the file being refused. */
+static void choices_survive_their_file_and_damage_is_seen(void **state) {
+    (void)state;
+    enum { N = 70 };
+    gemm_choices c = {.heading = "mobilellm gemm 1, a GPU, 4 SMs, cuBLASLt 130000"}, again = {0};
+    strcpy(again.heading, c.heading);
+    for (int i = 0; i < N; i++) {
+        gemm_choice choice = a_choice(i);
+        gemm_choices_add(&c, &choice);
+        gemm_choices_add(&c, &choice); /* which replaces it */
+    }
+    assert_int_equal(c.n, N);
+    char *text = gemm_choices_print(&c);
+    assert_int_equal(gemm_choices_read(&again, text), 0);
+    assert_int_equal(again.n, N);
+    for (int i = 0; i < N; i++) {
+        gemm_choice choice = a_choice(i);
+        const gemm_choice *found = gemm_choices_find(&again, &choice.shape);
+        assert_non_null(found);
+        assert_memory_equal(&found->algorithm, &choice.algorithm, sizeof choice.algorithm);
+        choice.shape.n++;
+        assert_null(gemm_choices_find(&again, &choice.shape));
+    }
+    size_t length = strlen(text);
+    for (size_t i = 0; i < length; i += i < 600 ? 1 : 37) {
+        char before = text[i];
+        for (int bit = 0; bit < 8; bit += 3) {
+            text[i] = (char)(before ^ 1 << bit);
+            if (gemm_choices_read(&again, text) == 0 && text[i] != '\0')
+                fail_msg("byte %zu, 0x%02x instead of 0x%02x, is taken", i, (unsigned char)text[i], (unsigned char)before);
+        }
+        text[i] = before;
+    }
+    text[length - 1] = '\0';
+    assert_int_equal(gemm_choices_read(&again, text), -1);
+    assert_int_equal(again.n, 0);
+    free(text);
+    gemm_choices_close(&c);
+    gemm_choices_close(&again);
+}
+
+static char cache[] = "/tmp/test_cuda_gemm.XXXXXX";
+
+/* The one file in the cache, as text; "" if there is none. */
+static void read_cache(char *path, char *text, size_t size) {
+    char folder[64];
+    snprintf(folder, sizeof folder, "%s/mobilellm", cache);
+    DIR *entries = opendir(folder);
+    text[0] = path[0] = '\0';
+    for (struct dirent *e; entries && (e = readdir(entries));)
+        if (e->d_name[0] != '.') snprintf(path, 400, "%s/%s", folder, e->d_name);
+    if (entries) closedir(entries);
+    FILE *file = *path ? fopen(path, "r") : NULL;
+    if (file == NULL) return;
+    text[fread(text, 1, size - 1, file)] = '\0';
+    fclose(file);
+}
+
+/* y = in w^T with sizes whose sum depends on the order of its terms; the bits of y. */
+static float *multiply_once(gpu *g, bool weight_only) {
+    enum { N = 40, I = 300, O = 50 };
+    float *in = new_floats(&g->t, N * I), *w = new_floats(&g->t, O * I);
+    rng_normal(in, 1, 0, N * I, 1);
+    rng_normal(w, 2, 0, O * I, 1);
+    void *device_in = on_device(g, in, N * I, DTYPE_F32, 0), *device_w = on_device(g, w, O * I, DTYPE_F32, 0);
+    if (weight_only)
+        g->t.ops->linear_backward_weight(g->t.b, device_w, device_in, device_in, true, DTYPE_F32, N, O, O);
+    else
+        g->t.ops->linear_forward(g->t.b, device_in, device_in, device_w, DTYPE_F32, 0, I, O);
+    void *y = on_device(g, in, N * O, DTYPE_F32, 0);
+    g->t.ops->linear_forward(g->t.b, y, device_in, device_w, DTYPE_F32, N, I, O);
+    return to_host(g, y, N * O, DTYPE_F32);
+}
+
+/* What was chosen by timing in one run is used by the next, which gives the same bits and leaves the file as it is. A file that
+ * is damaged is replaced, and one that cannot be written does no harm. What is added to is not tried out. */
+static void a_choice_by_timing_is_kept_for_the_next_run(void **state) {
+    (void)state;
+    char path[400], first[4000], text[4000];
+    setenv("XDG_CACHE_HOME", cache, 1);
+    setenv("MOBILELLM_GEMM_TIMING", "1", 1);
+    gpu g, next;
+    gpu_open(&g);
+    float *y = multiply_once(&g, false);
+    read_cache(path, first, sizeof first);
+    if (strstr(first, "\ntn f32 f32 50 40 300 256 256 256 ") == NULL) fail_msg("%s: %s", path, first);
+    for (int round = 0; round < 2; round++) { /* in the second the file is damaged */
+        gpu_open(&next);
+        float *y_next = multiply_once(&next, false);
+        read_cache(path, text, sizeof text);
+        if (round == 0) check_same_bits("y of the next run", y, y_next, 40 * 50, DTYPE_F32);
+        if (round == 0) assert_string_equal(text, first);
+        gpu_close(&next);
+        assert_int_equal(truncate(path, 100), 0);
+    }
+    read_cache(path, text, sizeof text);
+    assert_int_equal(strlen(text), 100);
+    setenv("XDG_CACHE_HOME", "/proc/nothing", 1);
+    gpu_open(&next);
+    multiply_once(&next, true);
+    gpu_close(&next);
+    gpu_close(&g);
+    unlink(path);
+}
+
+/* Timing off: the library's first proposal, and no file. */
+static void without_timing_nothing_is_written(void **state) {
+    (void)state;
+    char path[400], text[4000];
+    setenv("XDG_CACHE_HOME", cache, 1);
+    setenv("MOBILELLM_GEMM_TIMING", "0", 1);
+    gpu g;
+    gpu_open(&g);
+    multiply_once(&g, false);
+    gpu_close(&g);
+    read_cache(path, text, sizeof text);
+    assert_string_equal(text, "");
+}
+
+static int remove_cache(void **state) {
+    (void)state;
+    char folder[64];
+    snprintf(folder, sizeof folder, "%s/mobilellm", cache);
+    rmdir(folder);
+    return rmdir(cache);
+}
+
+int main(void) {
+    if (mkdtemp(cache) == NULL) return 1;
+    setenv("XDG_CACHE_HOME", cache, 1);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(products_are_exact),
+        cmocka_unit_test(prepared_products_are_reused),
+        cmocka_unit_test(sums_of_nothing_are_zero),
+        cmocka_unit_test(choices_survive_their_file_and_damage_is_seen),
+        cmocka_unit_test(a_choice_by_timing_is_kept_for_the_next_run),
+        cmocka_unit_test(without_timing_nothing_is_written),
+    };
+    return cmocka_run_group_tests(tests, NULL, remove_cache);
+}

@@ -22,12 +22,12 @@ PKG_LIBS := $(shell pkg-config --libs $(PKG_CONFIG_NAMES) 2>/dev/null)
 # Nothing here reads errno after a math function or traps on a NaN, and without these two loops over expf or min would not vectorise.
 # Reassociation (-ffast-math) stays off: results must not depend on the compiler's mood.
 FLAGS = -std=c11 -D_GNU_SOURCE $(OPT) -march=$(ARCH) -g -fopenmp -fno-math-errno -fno-trapping-math $(WARN) -I. $(PKG_CFLAGS) \
-        $(CPPFLAGS) $(CFLAGS)
-LIBS = $(LDFLAGS) $(PKG_LIBS) -ldnnl -lm -lpthread
+        $(CUDA_CFLAGS) $(CPPFLAGS) $(CFLAGS)
+LIBS = $(LDFLAGS) $(PKG_LIBS) -ldnnl $(CUDA_LIBS) -lm -lpthread
 
-FOLDERS = util ranks cpu model checkpoint data eval distill train
-SOURCES = $(wildcard $(FOLDERS:%=%/*.c))
-OBJECTS = $(SOURCES:%.c=$(BUILD)/obj/%.o)
+FOLDERS = util ranks cpu cuda model checkpoint data eval distill train
+SOURCES = ops.c $(filter-out $(CUDA_LEFT_OUT),$(wildcard $(FOLDERS:%=%/*.c)))
+OBJECTS = $(SOURCES:%.c=$(BUILD)/obj/%.o) $(CUDA_OBJECTS)
 # Those of cuda/ run on the emulated GPU: tests/emu/emu.mk.
 C_TESTS = $(patsubst %.c,$(BUILD)/%,$(filter-out tests/test_cuda_% tests/test_emu_%,$(wildcard $(T:%=tests/%.c))))
 PY_TESTS = $(wildcard $(T:%=tests/%.py))
@@ -40,13 +40,17 @@ THREADED_PROGRAMS = $(patsubst $(BUILD)/%,build/tsan/%,$(filter $(THREADED_TESTS
 THREADED = BUILD=build/tsan OPT="-O1 -fsanitize=thread $(if $(ARCHER),-Wno-pass-failed" CC=clang,") T="$(notdir $(THREADED_PROGRAMS))"
 SANITIZED = BUILD=build/asan OPT="-O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 # Of these folders, because clang calls it an error that under its sanitizers the loops of cpu/ are not vectorised.
-FUZZED = BUILD=$(BUILD)/fuzz CC=clang FOLDERS="util ranks model checkpoint data train" OPT="-O1 -fno-omit-frame-pointer \
+FUZZED = BUILD=$(BUILD)/fuzz CC=clang FOLDERS="util ranks cuda model checkpoint data train" OPT="-O1 -fno-omit-frame-pointer \
          -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
 SECONDS_EACH ?= 20
 Q = $(if $(V),,@) # V=1 shows the commands
 SUBMAKE = $(MAKE) --no-print-directory -j$(JOBS)
 SANITIZED_TESTS = $(C_TESTS:$(BUILD)/%=build/asan/%) $(THREADED_PROGRAMS)
 PYTHON = build/venv/bin/python
+
+all: # the default, before those of the included files
+
+include scripts/cuda.mk
 
 all: $(BUILD)/mobilellm ## build build/mobilellm (the default); ARCH=x86-64-v3 for other machines than this one
 
@@ -120,6 +124,10 @@ fuzz-programs:
 
 fuzz-targets: $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(wildcard tests/fuzz/*.c))
 
+bundle: setup ## one archive with all that a cluster's node needs (not CUDA's libraries): build/mobilellm.tar.xz
+	@$(SUBMAKE) BUILD=build/portable ARCH=x86-64-v3 all
+	@scripts/bundle.sh build/portable/mobilellm build/mobilellm.tar.xz
+
 demo: ## the whole pipeline on a small model and real text, in minutes on two cores
 	@scripts/setup.sh build test demo
 	@$(SUBMAKE) all
@@ -157,6 +165,6 @@ help: ## this list
 include tests/emu/emu.mk
 
 FORCE:
-.PHONY: all setup test sanitize test-programs fuzz fuzz-programs fuzz-targets demo bench coverage format lint clean help FORCE
+.PHONY: all setup bundle test sanitize test-programs fuzz fuzz-programs fuzz-targets demo bench coverage format lint clean help FORCE
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

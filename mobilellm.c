@@ -4,6 +4,7 @@
 
 #include "data/command.h"
 #include "eval/command.h"
+#include "ops.h"
 #include "ranks/ranks.h"
 #include "train/command.h"
 #include "util/config.h"
@@ -56,6 +57,7 @@ int main(int argc, char **argv) {
     }
     if (asks_version(argc, argv)) {
         printf("mobilellm " MOBILELLM_VERSION "\n");
+        cuda_report(stdout);
         return STATUS_OK;
     }
     const command *c = find_command(argv[1]);

@@ -16,9 +16,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "util/dtype.h"
 #include "util/error.h"
+
+struct ranks; /* ranks/ranks.h */
 
 typedef struct backend backend; /* a device with its stream, its prepared GEMMs and its scratch memory */
 
@@ -34,11 +37,21 @@ typedef struct op_limits {
 
 typedef struct adamw_step {
     float lr, beta1, beta2, eps, weight_decay;
-    int64_t t; /* 1 in the first step */
 } adamw_step;
+
+/* What AdamW takes from the gradients of a step as a whole. It lives on the device, so that no step waits for the host to see its
+ * norm. */
+typedef struct adamw_state {
+    int64_t t;         /* steps taken, skipped ones not counted */
+    double rate, root; /* 1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t) */
+    float scale;       /* of the gradients; NaN: the step is skipped */
+} adamw_state;
 
 typedef struct ops {
     const char *name; /* "cpu", "cuda" */
+    bool host_memory; /* the host may read and write what `alloc` gives */
+    int run_ahead;    /* steps that are worth starting before the result of the oldest is fetched */
+    int64_t head_logits; /* logits held at a time unless the config says how many: enough for efficient products */
 
     /* ---- the device and its memory ---- */
 
@@ -47,6 +60,9 @@ typedef struct ops {
     void (*close)(backend *b);
     const char *(*describe)(backend *b);                  /* one line for the banner: processor, threads, instruction set */
     int (*check)(backend *b, dtype x, error *err);        /* can this device compute in x? */
+    double (*peak_flops)(backend *b, dtype x);            /* FLOP/s by its data sheet; 0: unknown, measure a GEMM */
+    /* Bytes that each of local_size ranks of this machine may count on. */
+    size_t (*memory_available)(backend *b, int local_size);
     void *(*alloc)(backend *b, size_t bytes, error *err); /* aligned to 256 bytes, not cleared */
     void (*free)(backend *b, void *memory);
     void (*copy_in)(backend *b, void *device, const void *host, size_t bytes);
@@ -55,9 +71,30 @@ typedef struct ops {
     void (*zero)(backend *b, void *device, size_t bytes);
     int (*sync)(backend *b, error *err); /* waits for all work; the first failure since the last sync */
 
+    /* Small results that the host reads later. `post` sends up to POST_BYTES to the host, in the order of the ops, and returns;
+     * `fetch` waits for the oldest that has not been fetched, and reports failures as sync does. At most POSTS are on their way.
+     */
+    void (*post)(backend *b, const void *device, size_t bytes);
+    int (*fetch)(backend *b, void *host, size_t bytes, error *err);
+
     /* Scratch memory of the ops below: `scratch_bytes` says how much the limits need, `set_scratch` lends it. */
     size_t (*scratch_bytes)(backend *b, const op_limits *limits);
     void (*set_scratch)(backend *b, void *memory, size_t bytes);
+
+    /* ---- collectives: all ranks call them in the same order ----
+     *
+     * They start after the ops before them, and may run beside those that follow. What they return is a ticket: ops after
+     * `join(ticket)` wait for that collective and for all before it; the host never does. Before `connect`, and with one rank,
+     * they do nothing. */
+
+    int (*connect)(backend *b, const struct ranks *world, error *err); /* world stays the caller's, and must stay */
+    /* buffer holds size * n floats; afterwards part `rank` holds the sum over ranks of that part, the others are undefined. */
+    int64_t (*reduce_scatter)(backend *b, float *buffer, int64_t n);
+    /* buffer holds size * bytes; part `rank` is given, the others are filled in. */
+    int64_t (*all_gather)(backend *b, void *buffer, size_t bytes);
+    void (*join)(backend *b, int64_t ticket);
+    /* values: their sums over ranks. n <= 8. Needs no join. */
+    void (*all_sum)(backend *b, double *values, int n);
 
     /* ---- embedding ---- */
 
@@ -168,22 +205,33 @@ typedef struct ops {
     void (*sum)(backend *b, double *total /* (1) += */, const float *values, int64_t n);
     void (*sum_squares)(backend *b, double *total /* (1) += */, const float *values, int64_t n);
 
-    /* scale = min(1, max_norm / (sqrt(sum_squares) + 1e-6)); max_norm 0: 1. NaN when sum_squares is not finite. */
-    void (*clip_scale)(backend *b, float *scale /* (1) */, const double *sum_squares /* (1) */, float max_norm);
+    /* t += 1 and what follows from it; scale = min(1, max_norm / (sqrt(sum_squares) + 1e-6)), 1 when max_norm is 0. When
+     * sum_squares is not finite, scale is NaN and the rest stays. */
+    void (*adamw_begin)(backend *b, adamw_state *state /* (1) */, const double *sum_squares /* (1) */, float max_norm,
+                        float beta1, float beta2);
 
     /* AdamW [Loshchilov & Hutter 2019] on g * scale, decay decoupled: w *= 1 - lr*wd; m, v; w -= lr * m^ / (sqrt(v^) + eps).
-     * w is master where there is one, else p; p is then master rounded to x. A scale that is not finite changes nothing. */
+     * w is master where there is one, else p; p is then master rounded to x. A scale that is NaN changes nothing. */
     void (*adamw)(backend *b, void *p, /* (n) x */
                   float *master,       /* (n), or NULL when x is f32 */
                   float *m, float *v,  /* (n) */
                   const float *g,      /* (n) */
-                  const float *scale,  /* (1) */
+                  const adamw_state *state, /* (1) */
                   const adamw_step *step, dtype x, int64_t n);
 
     void (*to_float)(backend *b, float *y, const void *in, dtype x, int64_t n);
     void (*from_float)(backend *b, void *y, const float *in, dtype x, int64_t n);
 } ops;
 
+enum { POST_BYTES = 64, POSTS = 8 };
+
 const ops *cpu_ops(void);
+const ops *cuda_ops(void);
+
+/* The ops of device "cpu", "cuda", or "auto": cuda where this build has it and a GPU answers, else cpu. */
+int ops_named(const ops **op, const char *device, error *err);
+
+bool cuda_available(void);       /* does a GPU answer? */
+void cuda_report(FILE *to);      /* what this machine has of CUDA, for people: driver, GPUs, libraries and where they were found */
 
 #endif

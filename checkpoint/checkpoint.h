@@ -9,11 +9,18 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "ops.h"
 #include "ranks/ranks.h"
 #include "util/dtype.h"
 #include "util/error.h"
 
-/* Elements [first, first + count) of a tensor in row-major order, in host memory. */
+/* The memory of a device, where parts lie that the host cannot read. */
+typedef struct checkpoint_memory {
+    const ops *ops;
+    backend *backend;
+} checkpoint_memory;
+
+/* Elements [first, first + count) of a tensor in row-major order. */
 typedef struct checkpoint_part {
     int64_t first, count;
     void *data;
@@ -28,6 +35,7 @@ typedef struct checkpoint_tensor {
     int64_t shape[2];
     int n_parts;
     checkpoint_part *parts;
+    const checkpoint_memory *memory; /* of the parts; NULL: the host's */
 } checkpoint_tensor;
 
 /* A line of history/train or history/heldout. Fields that do not apply are NaN. */

@@ -14,7 +14,8 @@ typedef struct dataset {
     size_t item; /* bytes of an element */
     bool is_history;
     dtype type;
-    const checkpoint_part *parts; /* (n_parts) of this rank */
+    const checkpoint_part *parts;    /* (n_parts) of this rank */
+    const checkpoint_memory *memory; /* where they lie; NULL: the host's */
     int n_parts;
     uint32_t crc;  /* of the whole */
     int64_t calls; /* of H5Dwrite that it takes, the same on all ranks */

@@ -5,7 +5,7 @@
 #include "checkpoint/checkpoint.h"
 #include "model/model.h"
 
-/* Reads every tensor of the model's registry, whole and rounded to the model's dtype, into m->params, which is host memory.
+/* Reads every tensor of the model's registry, whole and rounded to the model's dtype, into m->params.
  * folder: "params", or "optimizer/master" for the fp32 weights behind a bf16 file. */
 int checkpoint_read_params(checkpoint *c, model *m, const char *folder, error *err);
 

@@ -328,13 +328,18 @@ static void convert(void *to, dtype to_type, const void *from, int64_t n) {
         for (int64_t i = 0; i < n; i++) ((bf16 *)to)[i] = bf16_from_float(((const float *)from)[i]);
 }
 
-static int read_part(hid_t id, const checkpoint_tensor *stored, dtype type, const checkpoint_part *part, void *staging) {
-    int64_t a_call = CHUNK_BYTES / (int64_t)dtype_size(stored->type);
+/* Into the memory of the part, by way of two buffers of CHUNK_BYTES where it is stored in another dtype or is on a device. */
+static int read_part(hid_t id, const checkpoint_tensor *stored, const checkpoint_tensor *t, const checkpoint_part *part,
+                     void *buffers[2]) {
+    const int64_t a_call = CHUNK_BYTES / sizeof(float);
+    bool same = t->type == stored->type;
     for (int64_t at = 0; at < part->count; at += a_call) {
         int64_t n = part->count - at < a_call ? part->count - at : a_call;
-        char *to = (char *)part->data + (size_t)at * dtype_size(type);
-        if (read_range(id, stored, part->first + at, n, type == stored->type ? to : staging) < 0) return -1;
-        if (type != stored->type) convert(to, type, staging, n);
+        char *to = (char *)part->data + (size_t)at * dtype_size(t->type);
+        void *here = t->memory ? buffers[1] : to;
+        if (read_range(id, stored, part->first + at, n, same ? here : buffers[0]) < 0) return -1;
+        if (!same) convert(here, t->type, buffers[0], n);
+        if (t->memory) t->memory->ops->copy_in(t->memory->backend, to, here, (size_t)n * dtype_size(t->type));
     }
     return 0;
 }
@@ -373,12 +378,13 @@ static const checkpoint_tensor *match(const checkpoint *c, const checkpoint_tens
 int checkpoint_read(checkpoint *c, const checkpoint_tensor *t, error *err) {
     const checkpoint_tensor *stored = match(c, t, err);
     if (!stored) return -1;
-    void *staging = malloc(CHUNK_BYTES);
+    char *staging = malloc(2 * CHUNK_BYTES);
     if (!staging) return no_memory(c, err);
+    void *buffers[2] = {staging, staging + CHUNK_BYTES};
     h5_listen(&c->trouble);
     hid_t id = H5Dopen2(c->file, t->path, H5P_DEFAULT);
     int result = id < 0 ? -1 : 0;
-    for (int i = 0; result == 0 && i < t->n_parts; i++) result = read_part(id, stored, t->type, &t->parts[i], staging);
+    for (int i = 0; result == 0 && i < t->n_parts; i++) result = read_part(id, stored, t, &t->parts[i], buffers);
     if (result) damaged(c, t->path, err);
     if (id >= 0) H5Dclose(id);
     h5_listen(NULL);

@@ -78,10 +78,38 @@ static int prepare(writing *w, const char *dir, const checkpoint_tensor *tensors
                                     .item = dtype_size(t->type),
                                     .type = t->type,
                                     .parts = t->parts,
+                                    .memory = t->memory,
                                     .n_parts = t->n_parts};
     }
     add_history(w, 0, FORMAT_TRAIN, w->info->train, w->info->n_train);
     add_history(w, 1, FORMAT_HELDOUT, w->info->heldout, w->info->n_heldout);
+    return 0;
+}
+
+/* Brings bytes of a part into host memory. */
+static void copy_part(const dataset *d, void *to, const void *from, size_t bytes) {
+    if (d->memory)
+        d->memory->ops->copy_out(d->memory->backend, to, from, bytes);
+    else
+        memcpy(to, from, bytes);
+}
+
+static uint32_t part_crc(const writing *w, const dataset *d, const checkpoint_part *part) {
+    size_t bytes = (size_t)part->count * d->item;
+    uint32_t crc = 0;
+    if (d->memory == NULL) return crc_of(part->data, bytes);
+    for (size_t at = 0; at < bytes; at += CHUNK_BYTES) {
+        size_t n = bytes - at < CHUNK_BYTES ? bytes - at : CHUNK_BYTES;
+        copy_part(d, w->staging, (const char *)part->data + at, n);
+        crc = crc_shift(crc, n) ^ crc_of(w->staging, n);
+    }
+    return crc;
+}
+
+/* Has the device done all that it was asked for? What it failed to give is not to be published. */
+static int device_ok(const writing *w, error *err) {
+    for (int i = 0; i < w->n; i++)
+        if (w->sets[i].memory) return w->sets[i].memory->ops->sync(w->sets[i].memory->backend, err);
     return 0;
 }
 
@@ -96,7 +124,7 @@ static int sum_parts(writing *w, error *err) {
         for (int p = 0; p < d->n_parts; p++) {
             const checkpoint_part *part = &d->parts[p];
             int64_t after = dataset_count(d) - part->first - part->count;
-            mine[i] ^= crc_shift(crc_of(part->data, (size_t)part->count * d->item), (uint64_t)after * d->item);
+            mine[i] ^= crc_shift(part_crc(w, d, part), (uint64_t)after * d->item);
         }
     }
     if (result == 0) ranks_gather(r, all, mine, (size_t)w->n * sizeof *mine);
@@ -180,9 +208,9 @@ static int64_t take(const writing *w, const dataset *d, cursor *at, hid_t space,
         int64_t n = part->count - at->within < room - taken ? part->count - at->within : room - taken;
         const char *from = (const char *)part->data + (size_t)at->within * d->item;
         if (n > 0 && h5_select(space, d->n_axes, d->shape, part->first + at->within, n) < 0) return -1;
-        bool alone = taken == 0 && n > 0 && (n == room || at->part == d->n_parts - 1);
+        bool alone = d->memory == NULL && taken == 0 && n > 0 && (n == room || at->part == d->n_parts - 1);
         if (alone) *data = from;
-        if (!alone && n > 0) memcpy((char *)w->staging + (size_t)taken * d->item, from, (size_t)n * d->item);
+        if (!alone && n > 0) copy_part(d, (char *)w->staging + (size_t)taken * d->item, from, (size_t)n * d->item);
         taken += n;
         at->within += n;
         if (at->within < part->count) break;
@@ -249,7 +277,7 @@ static int fill(writing *w, error *err) {
 static int write_all(writing *w, const char *dir, int keep, error *err) {
     if (sum_parts(w, err) || plan_calls(w, err)) return -1;
     if (ranks_share(w->r, w->r->rank == 0 ? make_file(w, dir, err) : 0, err)) return -1;
-    if (fill(w, err)) return -1;
+    if (fill(w, err) || ranks_share(w->r, device_ok(w, err), err)) return -1;
     if (ranks_share(w->r, directory_sync(w->temporary, err), err)) return -1;
     return ranks_share(w->r, w->r->rank == 0 ? directory_publish(dir, w->info->step, keep, err) : 0, err);
 }

@@ -11,17 +11,29 @@ typedef struct adamw_factors {
     float keep, beta1, new1, beta2, new2, rate, root, eps, scale;
 } adamw_factors;
 
-static adamw_factors prepare(const adamw_step *step, float scale) {
+void cpu_adamw_begin(backend *b, adamw_state *state, const double *sum_squares, float max_norm, float beta1, float beta2) {
+    (void)b;
+    if (!isfinite(*sum_squares)) {
+        state->scale = NAN;
+        return;
+    }
+    state->t++;
+    state->rate = 1.0 / (1.0 - pow((double)beta1, (double)state->t));
+    state->root = 1.0 / sqrt(1.0 - pow((double)beta2, (double)state->t));
+    state->scale = max_norm == 0 ? 1.0f : (float)fmin(1.0, (double)max_norm / (sqrt(*sum_squares) + 1e-6));
+}
+
+static adamw_factors prepare(const adamw_step *step, const adamw_state *state) {
     double beta1 = (double)step->beta1, beta2 = (double)step->beta2, lr = (double)step->lr;
     return (adamw_factors){.keep = (float)(1.0 - lr * (double)step->weight_decay),
                            .beta1 = step->beta1,
                            .new1 = (float)(1.0 - beta1),
                            .beta2 = step->beta2,
                            .new2 = (float)(1.0 - beta2),
-                           .rate = (float)(lr / (1.0 - pow(beta1, (double)step->t))),
-                           .root = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step->t))),
+                           .rate = (float)(lr * state->rate),
+                           .root = (float)state->root,
                            .eps = step->eps,
-                           .scale = scale};
+                           .scale = state->scale};
 }
 
 static void update_line(float *w, float *m, float *v, const float *g, adamw_factors f, int n) {
@@ -34,11 +46,11 @@ static void update_line(float *w, float *m, float *v, const float *g, adamw_fact
     }
 }
 
-void cpu_adamw(backend *b, void *p, float *master, float *m, float *v, const float *g, const float *scale, const adamw_step *step,
-               dtype x, int64_t n) {
+void cpu_adamw(backend *b, void *p, float *master, float *m, float *v, const float *g, const adamw_state *state,
+               const adamw_step *step, dtype x, int64_t n) {
     assert(master || x == DTYPE_F32);
-    if (!isfinite(*scale)) return;
-    adamw_factors factors = prepare(step, *scale);
+    if (isnan(state->scale)) return;
+    adamw_factors factors = prepare(step, state);
 #pragma omp parallel for num_threads(b->threads) schedule(static)
     for (int64_t at = 0; at < n; at += LINE) {
         int length = line_length(at, n);

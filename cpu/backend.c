@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "cpu/cpu.h"
+#include "util/system.h"
 
 enum { ALIGN = 256, HUGE_PAGE = 2 << 20, COPY_PART = 1 << 20 };
 
@@ -48,6 +49,12 @@ static int check(backend *b, dtype x, error *err) {
     if (x == DTYPE_F32 || has_isa(dnnl_cpu_isa_avx512_core)) return 0;
     return error_set(err, STATUS_USAGE, "dtype: bf16 needs a processor with AVX-512, and this is %s. Use dtype: f32.",
                      b->description);
+}
+
+static double peak_flops(backend *b, dtype x) {
+    (void)b;
+    (void)x;
+    return 0;
 }
 
 /* ---- opening and closing ---- */
@@ -99,7 +106,52 @@ static int sync_backend(backend *b, error *err) {
     return -1;
 }
 
+/* ---- results for later, and collectives: done at once ---- */
+
+static void post(backend *b, const void *device, size_t bytes) {
+    assert(bytes <= POST_BYTES && b->n_posted - b->n_fetched < POSTS);
+    memcpy(b->posts[b->n_posted++ % POSTS], device, bytes);
+}
+
+static int fetch(backend *b, void *host, size_t bytes, error *err) {
+    assert(bytes <= POST_BYTES && b->n_fetched < b->n_posted);
+    memcpy(host, b->posts[b->n_fetched++ % POSTS], bytes);
+    return sync_backend(b, err);
+}
+
+static int connect_ranks(backend *b, const ranks *world, error *err) {
+    (void)err;
+    b->world = world;
+    return 0;
+}
+
+static bool alone(const backend *b) { return b->world == NULL || b->world->size == 1; }
+
+static int64_t reduce_scatter(backend *b, float *buffer, int64_t n) {
+    if (!alone(b)) ranks_reduce_scatter(b->world, buffer, n);
+    return 0;
+}
+
+static int64_t all_gather(backend *b, void *buffer, size_t bytes) {
+    if (!alone(b)) ranks_all_gather(b->world, buffer, bytes);
+    return 0;
+}
+
+static void join(backend *b, int64_t ticket) {
+    (void)b;
+    (void)ticket;
+}
+
+static void all_sum(backend *b, double *values, int n) {
+    if (!alone(b)) ranks_sum_double(b->world, values, n);
+}
+
 /* ---- memory ---- */
+
+static size_t memory_available(backend *b, int local_size) {
+    (void)b;
+    return system_memory_available() / (size_t)local_size;
+}
 
 static void *alloc_memory(backend *b, size_t bytes, error *err) {
     (void)b;
@@ -155,10 +207,14 @@ void *cpu_scratch(backend *b, size_t bytes) {
 const ops *cpu_ops(void) {
     static const ops table = {
         .name = "cpu",
+        .host_memory = true,
+        .head_logits = (int64_t)1 << 26,
         .open = open_backend,
         .close = close_backend,
         .describe = describe,
         .check = check,
+        .peak_flops = peak_flops,
+        .memory_available = memory_available,
         .alloc = alloc_memory,
         .free = free_memory,
         .copy_in = copy_memory,
@@ -166,8 +222,15 @@ const ops *cpu_ops(void) {
         .copy = copy_memory,
         .zero = zero_memory,
         .sync = sync_backend,
+        .post = post,
+        .fetch = fetch,
         .scratch_bytes = scratch_bytes,
         .set_scratch = set_scratch,
+        .connect = connect_ranks,
+        .reduce_scatter = reduce_scatter,
+        .all_gather = all_gather,
+        .join = join,
+        .all_sum = all_sum,
         .embedding_forward = cpu_embedding_forward,
         .embedding_backward = cpu_embedding_backward,
         .rmsnorm_forward = cpu_rmsnorm_forward,
@@ -184,7 +247,7 @@ const ops *cpu_ops(void) {
         .cross_entropy = cpu_cross_entropy,
         .sum = cpu_sum,
         .sum_squares = cpu_sum_squares,
-        .clip_scale = cpu_clip_scale,
+        .adamw_begin = cpu_adamw_begin,
         .adamw = cpu_adamw,
         .to_float = cpu_to_float,
         .from_float = cpu_from_float,

@@ -8,6 +8,7 @@
 #include <dnnl.h>
 
 #include "ops.h"
+#include "ranks/ranks.h"
 
 struct gemm_cache;       /* cpu/gemm.c: whole-matrix products, all threads on one */
 struct block_gemm_cache; /* cpu/block_gemm.c: small products called by each thread for itself */
@@ -20,6 +21,9 @@ struct backend {
     struct block_gemm_cache *block_gemms;
     char *scratch; /* lent by the caller: attention's tiles, partial sums */
     size_t scratch_bytes;
+    const ranks *world; /* NULL: not connected */
+    char posts[POSTS][POST_BYTES];
+    int64_t n_posted, n_fetched;
     error failure; /* the first one since the last sync; code STATUS_OK if none */
     char description[160];
 };
@@ -80,11 +84,11 @@ void cpu_cross_entropy(backend *b, float *losses, float *z_losses, void *z, cons
 
 void cpu_sum(backend *b, double *total, const float *values, int64_t n);
 void cpu_sum_squares(backend *b, double *total, const float *values, int64_t n);
-void cpu_clip_scale(backend *b, float *scale, const double *sum_squares, float max_norm);
 void cpu_to_float(backend *b, float *y, const void *in, dtype x, int64_t n);
 void cpu_from_float(backend *b, void *y, const float *in, dtype x, int64_t n);
 
-void cpu_adamw(backend *b, void *p, float *master, float *m, float *v, const float *g, const float *scale, const adamw_step *step,
-               dtype x, int64_t n);
+void cpu_adamw_begin(backend *b, adamw_state *state, const double *sum_squares, float max_norm, float beta1, float beta2);
+void cpu_adamw(backend *b, void *p, float *master, float *m, float *v, const float *g, const adamw_state *state,
+               const adamw_step *step, dtype x, int64_t n);
 
 #endif

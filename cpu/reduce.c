@@ -1,4 +1,4 @@
-/* reduce.c: sums, the clipping factor and conversions between number formats, on the CPU.
+/* reduce.c: sums and conversions between number formats, on the CPU.
  *
  * Sums are taken in double over fixed parts of the array, whose totals are added in order: their bits depend on n only. */
 #include "cpu/cpu.h"
@@ -38,16 +38,6 @@ void cpu_sum(backend *b, double *total, const float *values, int64_t n) { *total
 
 void cpu_sum_squares(backend *b, double *total, const float *values, int64_t n) {
     *total += add_parts(b, add_squares, values, n);
-}
-
-void cpu_clip_scale(backend *b, float *scale, const double *sum_squares, float max_norm) {
-    (void)b;
-    if (!isfinite(*sum_squares))
-        *scale = NAN;
-    else if (max_norm == 0)
-        *scale = 1;
-    else
-        *scale = (float)fmin(1.0, (double)max_norm / (sqrt(*sum_squares) + 1e-6));
 }
 
 void cpu_add_partials(backend *b, float *dw, const float *partials, int64_t n_partials, int64_t stride, int n, bool accumulate) {

@@ -12,7 +12,7 @@
 typedef struct eval_options {
     bool json, mask_documents, data_given;
     int64_t batch, seq_len, max_tokens, threads;
-    const char *dtype;
+    const char *dtype, *device;
     char **rest; /* CHECKPOINT PREFIX ... */
     int n_rest;
 } eval_options;
@@ -26,6 +26,7 @@ static int parse(eval_options *o, int argc, char **argv, bool prints, int *helpe
         {"max-tokens", OPTION_INTEGER, &o->max_tokens, 0, 1e18, "N", "of each file, rounded up to whole windows (0: all)"},
         {"mask-documents", OPTION_FLAG, &o->mask_documents, 0, 0, NULL, "tokens see only their own document"},
         {"dtype", OPTION_TEXT, &o->dtype, 0, 0, "f32|bf16", "to compute in (the checkpoint's)"},
+        {"device", OPTION_TEXT, &o->device, 0, 0, "auto|cpu|cuda", "where it runs (auto)"},
         {"threads", OPTION_INTEGER, &o->threads, 1, 4096, "N", "of each rank"},
         {"json", OPTION_FLAG, &o->json, 0, 0, NULL, "print JSON"},
         {0}};
@@ -101,9 +102,13 @@ int eval_command(int argc, char **argv, const ranks *world, error *err) {
     int helped;
     if (ranks_agree(world, parse(&o, argc, argv, world->rank == 0, &helped, err), err)) return -1;
     if (helped) return 0;
-    int x = !o.dtype ? -1 : strcmp(o.dtype, "f32") == 0 ? DTYPE_F32 : DTYPE_BF16;
-    int threads = o.threads > 0 ? (int)o.threads : ranks_threads(world);
-    if (ranks_agree(world, loaded_model_open(&l, o.rest[0], x, (int)o.batch, (int)o.seq_len, threads, err), err)) return -1;
+    load_options load = {.device = o.device,
+                         .local_rank = world->local_rank,
+                         .x = !o.dtype ? -1 : strcmp(o.dtype, "f32") == 0 ? DTYPE_F32 : DTYPE_BF16,
+                         .B = (int)o.batch,
+                         .T = (int)o.seq_len,
+                         .threads = o.threads > 0 ? (int)o.threads : ranks_threads(world)};
+    if (ranks_agree(world, loaded_model_open(&l, o.rest[0], &load, err), err)) return -1;
     int result = measure_all(&o, &l, world, err);
     loaded_model_close(&l);
     return result;

@@ -13,6 +13,7 @@
 #include "util/options.h"
 
 typedef struct generate_options {
+    const char *device;
     const char *prompt, *prompt_tokens;
     int64_t n_tokens, top_k, seed, threads, stop_token;
     double temperature, top_p;
@@ -31,6 +32,7 @@ static int parse(generate_options *o, int argc, char **argv, int *helped, error 
         {"top-p", OPTION_NUMBER, &o->top_p, 1e-9, 1, "P", "only among the most likely ones with probability P together (1)"},
         {"seed", OPTION_INTEGER, &o->seed, 0, 9e18, "N", "of the draws (1)"},
         {"stop-token", OPTION_INTEGER, &o->stop_token, 0, 1 << 30, "ID", "end here (byte vocabulary: end of document)"},
+        {"device", OPTION_TEXT, &o->device, 0, 0, "auto|cpu|cuda", "where it runs (auto)"},
         {"threads", OPTION_INTEGER, &o->threads, 1, 4096, "N", "to compute with"},
         {"json", OPTION_FLAG, &o->json, 0, 0, NULL, "print tokens (and text) as JSON"},
         {0}};
@@ -154,8 +156,9 @@ int generate_command(int argc, char **argv, const ranks *world, error *err) {
     int helped;
     if (parse(&o, argc, argv, &helped, err)) return -1;
     if (helped) return 0;
-    int threads = o.threads > 0 ? (int)o.threads : ranks_threads(world);
-    if (loaded_model_open(&l, argv[1], -1, 1, 0, threads, err)) return -1;
+    load_options load = {
+        .device = o.device, .x = -1, .B = 1, .threads = o.threads > 0 ? (int)o.threads : ranks_threads(world)};
+    if (loaded_model_open(&l, argv[1], &load, err)) return -1;
     int result = generate(&l, &o, err);
     loaded_model_close(&l);
     return result;

@@ -17,10 +17,11 @@ static int open_model(loaded_model *l, const model_config *c, const model_option
     model m;
     if (model_open(&m, c, o, l->ops, l->backend, &plan, err)) return -1;
     model_close(&m);
-    if (plan.peak > system_memory_available()) {
+    size_t available = l->ops->memory_available(l->backend, 1);
+    if (plan.peak > available) {
         char need[16], have[16];
         return error_set(err, STATUS_RESOURCE, "the model needs %s, and %s are free: use a shorter sequence or fewer rows",
-                         format_bytes(need, (double)plan.peak), format_bytes(have, (double)system_memory_available()));
+                         format_bytes(need, (double)plan.peak), format_bytes(have, (double)available));
     }
     l->memory = l->ops->alloc(l->backend, plan.peak, err);
     if (!l->memory) return -1;
@@ -34,21 +35,25 @@ static dtype file_dtype(const checkpoint *c) {
     return checkpoint_n_tensors(c) > 0 ? checkpoint_tensor_at(c, 0)->type : DTYPE_F32;
 }
 
-int loaded_model_open(loaded_model *l, const char *path, int x, int B, int T, int threads, error *err) {
-    *l = (loaded_model){.ops = cpu_ops()};
+int loaded_model_open(loaded_model *l, const char *path, const load_options *options, error *err) {
+    *l = (loaded_model){0};
     model_config c = {0};
     int result = -1;
+    if (ops_named(&l->ops, options->device ? options->device : "auto", err)) return -1;
     if (checkpoint_open(&l->checkpoint, path, err)) return -1;
     if (read_model_config(&c, l->checkpoint, err)) goto done;
     if (checkpoint_verify(l->checkpoint, 0, 1, err)) goto done;
     int64_t seq_len = checkpoint_about(l->checkpoint)->seq_len;
-    model_options o = {.x = x < 0 ? file_dtype(l->checkpoint) : (dtype)x, .B = B, .T = T > 0 ? T : (int)seq_len, .ways = 1};
+    model_options o = {.x = options->x < 0 ? file_dtype(l->checkpoint) : (dtype)options->x,
+                       .B = options->B,
+                       .T = options->T > 0 ? options->T : (int)seq_len,
+                       .ways = 1};
     if (o.T < 1) {
         error_set(err, STATUS_USAGE, "%s does not say how long its sequences are: give --seq-len",
                   checkpoint_path(l->checkpoint));
         goto done;
     }
-    if (l->ops->open(&l->backend, threads, 0, err) || l->ops->check(l->backend, o.x, err)) goto done;
+    if (l->ops->open(&l->backend, options->threads, options->local_rank, err) || l->ops->check(l->backend, o.x, err)) goto done;
     result = open_model(l, &c, &o, err);
 done:
     model_config_free(&c);

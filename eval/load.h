@@ -13,9 +13,16 @@ typedef struct loaded_model {
     model model;
 } loaded_model;
 
-/* path: a file or a run directory. x: the dtype to compute in; -1: that of the file. T 0: the seq_len of training. threads 0: as
- * OMP_NUM_THREADS or the machine says. The parameters' checksums are compared. */
-int loaded_model_open(loaded_model *l, const char *path, int x, int B, int T, int threads, error *err);
+typedef struct load_options {
+    const char *device; /* of ops_named; NULL: "auto" */
+    int local_rank;     /* picks the GPU */
+    int x;              /* the dtype to compute in; -1: that of the file */
+    int B, T;           /* T 0: the seq_len of training */
+    int threads;        /* 0: as OMP_NUM_THREADS or the machine says */
+} load_options;
+
+/* path: a file or a run directory. The parameters' checksums are compared. */
+int loaded_model_open(loaded_model *l, const char *path, const load_options *o, error *err);
 void loaded_model_close(loaded_model *l);
 
 #endif

@@ -81,22 +81,20 @@ static void head_train(model *m, int64_t N, float scale, float z_loss, bool accu
     gradients_final(hooks, 1 + m->config.n_layers);
 }
 
-int model_train(model *m, const model_input *in, float scale, float z_loss, bool accumulate, const model_hooks *hooks,
-                double sums[2], error *err) {
+void model_train(model *m, const model_input *in, float scale, float z_loss, bool accumulate, const model_hooks *hooks) {
     assert(m->options.training && in->rows > 0 && in->rows <= m->options.B);
     int64_t N = (int64_t)in->rows * m->options.T;
     model_forward(m, in, hooks);
     head_train(m, N, scale, z_loss, accumulate, hooks);
-    model_backward(m, in->rows, accumulate, hooks);
-
-    double micro[2];
-    m->ops->zero(m->backend, m->loss_sums, sizeof micro);
+    if (!accumulate) m->ops->zero(m->backend, m->loss_sums, 2 * sizeof *m->loss_sums);
     m->ops->sum(m->backend, m->loss_sums, m->losses, N);
     m->ops->sum(m->backend, m->loss_sums + 1, m->z_losses, N);
-    m->ops->copy_out(m->backend, micro, m->loss_sums, sizeof micro);
-    sums[0] += micro[0];
-    sums[1] += micro[1];
-    return m->ops->sync(m->backend, err);
+    model_backward(m, in->rows, accumulate, hooks);
+}
+
+void model_train_nothing(model *m) {
+    m->ops->zero(m->backend, m->grads, (size_t)m->registry.n_flat * sizeof(float));
+    m->ops->zero(m->backend, m->loss_sums, 2 * sizeof *m->loss_sums);
 }
 
 int model_losses(model *m, const model_input *in, float *losses, error *err) {

@@ -66,13 +66,13 @@ typedef struct model {
     void *normed, *delta;      /* (N,C) x: output of a norm; of a projection into the stream, and gradient of a norm's output */
     void *work;                /* the widest temporaries, never alive together: see model/memory.c */
     float *losses, *z_losses;  /* (N) */
-    double *loss_sums;         /* (2): of losses, of z_losses */
+    double *loss_sums;         /* (2): of losses, of z_losses, of the micro-batches since the last that did not accumulate */
     int32_t *tokens, *targets, *doc, *pos; /* (N): the input, in the backend's memory */
     float *cosines, *sines;                /* (T,D/2) */
 } model;
 
-/* Rows of logits that keep the chunk near 64 Mi elements, between 256 and 4096, and at most N. */
-int model_head_chunk(int64_t vocab_size, int64_t N);
+/* Rows of logits that keep a chunk near head_logits elements (ops.h), between 256 and 8192, and at most N. */
+int model_head_chunk(int64_t head_logits, int64_t vocab_size, int64_t N);
 
 /* Builds the model with memory of the arena. On a dry arena only its peak and table are made: nothing touches the backend but
  * ops->scratch_bytes, and the model is good for model_close only. Parameters are not set; gradients are zero. */
@@ -92,10 +92,13 @@ void model_set_tensor(model *m, const tensor *t, const float *values);
 void model_get_tensor(model *m, const tensor *t, float *values);
 void model_get_gradient(model *m, const tensor *t, float *values);
 
-/* Forward and backward over one micro-batch. Gradients of scale * (sum of losses) are added to grads, or replace them when
- * `accumulate` is false. sums[0] += losses, sums[1] += z-losses over the valid tokens (not scaled). */
-int model_train(model *m, const model_input *in, float scale, float z_loss, bool accumulate, const model_hooks *hooks,
-                double sums[2], error *err);
+/* Forward and backward over one micro-batch. Gradients of scale * (sum of losses) are added to grads, and the sums of losses and
+ * z-losses over the valid tokens (not scaled) to m->loss_sums; or replace them when `accumulate` is false. Does not wait for the
+ * work to be done. */
+void model_train(model *m, const model_input *in, float scale, float z_loss, bool accumulate, const model_hooks *hooks);
+
+/* No micro-batch in this step: gradients and loss sums are zero. */
+void model_train_nothing(model *m);
 
 /* Forward only. losses (host, rows*T): of each token, 0 where there is nothing to predict. */
 int model_losses(model *m, const model_input *in, float *losses, error *err);

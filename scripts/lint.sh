@@ -54,7 +54,7 @@ cpp_check() {
         --suppress=autoVariables --suppress=nullPointerRedundantCheck -D_GNU_SOURCE -Dnoreturn=_Noreturn '-DMOBILELLM_VERSION="lint"' -I . "${c_files[@]}"
 }
 
-shell() { shellcheck scripts/*.sh .ci/run; }
+shell() { shellcheck -x scripts/*.sh scripts/launch/*.sh scripts/launch/*.sbatch .ci/run; }
 
 mkdir -p build
 check layers layers

@@ -14,6 +14,7 @@
 #include "train/lock.h"
 #include "train/loop.h"
 #include "train/peak.h"
+#include "train/roofline.h"
 #include "train/stop.h"
 #include "util/file.h"
 #include "util/options.h"
@@ -23,9 +24,17 @@ typedef struct train_options {
     const char *config;
     const char *const *overrides;
     int n_overrides;
-    int64_t n_ranks; /* of `plan` */
+    const char *device; /* NULL: the config's */
     bool resume, dry_run, json, profile;
+    /* of `plan` */
+    int64_t n_ranks;
+    const gpu_spec *gpu; /* a device that is not here; NULL: one that is */
+    link_spec links;
 } train_options;
+
+static bool is_backend(const char *device) {
+    return strcmp(device, "auto") == 0 || strcmp(device, "cpu") == 0 || strcmp(device, "cuda") == 0;
+}
 
 /* What both commands read: CONFIG, then overrides. */
 static int parse(train_options *o, const command_option *table, const char *usage, int argc, char **argv, int *helped,
@@ -45,6 +54,7 @@ static int parse_train(train_options *o, int argc, char **argv, bool prints, int
     *o = (train_options){0};
     const command_option table[] = {
         {"resume", OPTION_FLAG, &o->resume, 0, 0, NULL, "go on from the newest valid checkpoint; start anew where there is none"},
+        {"device", OPTION_TEXT, &o->device, 0, 0, "auto|cpu|cuda", "where it runs (the config's)"},
         {"profile", OPTION_FLAG, &o->profile, 0, 0, NULL,
          "end with a table of where the time of a step went on rank 0, also in checkpoint.dir/profile.json"},
         {"dry-run", OPTION_FLAG, &o->dry_run, 0, 0, NULL, "check the config and the data, print the plan, train nothing"},
@@ -67,30 +77,55 @@ static int parse_train(train_options *o, int argc, char **argv, bool prints, int
     return 0;
 }
 
+/* Bandwidths in GB/s and latencies in microseconds, as nccl-tests prints them. */
 static int parse_plan(train_options *o, int argc, char **argv, int *helped, error *err) {
-    *o = (train_options){.n_ranks = 1};
-    const command_option table[] = {{"ranks", OPTION_INTEGER, &o->n_ranks, 1, 1 << 20, "N", "of the run (1)"},
-                                    {"json", OPTION_FLAG, &o->json, 0, 0, NULL, "print JSON"},
-                                    {0}};
-    return parse(o, table,
-                 "Usage: mobilellm plan CONFIG [key=value ...] [options]\n\n"
-                 "What a run of CONFIG would take, without starting it: parameters by part, memory of a rank by part, floating-\n"
-                 "point operations of a training step per token (6 a weight of each matrix, attention as the mask leaves it).\n",
-                 argc, argv, helped, err);
+    *o = (train_options){.n_ranks = 1, .links = default_links};
+    double node = default_links.node_bandwidth / 1e9, net = default_links.net_bandwidth / 1e9;
+    double node_us = 1e6 * default_links.node_latency, net_us = 1e6 * default_links.net_latency;
+    int64_t node_size = default_links.node_size;
+    const command_option table[] = {
+        {"ranks", OPTION_INTEGER, &o->n_ranks, 1, 1 << 20, "N", "of the run (1)"},
+        {"device", OPTION_TEXT, &o->device, 0, 0, "NAME",
+         "auto, cpu, cuda (the config's); h100, h200 or a100 estimate the time of a step on GPUs that need not be here"},
+        {"node-size", OPTION_INTEGER, &node_size, 1, 1024, "N", "GPUs of a node (8)"},
+        {"node-bandwidth", OPTION_NUMBER, &node, 1e-3, 1e5, "GB/s", "of a collective within a node, a GPU (330)"},
+        {"node-latency", OPTION_NUMBER, &node_us, 0, 1e6, "us", "of a hop within a node (1.5)"},
+        {"net-bandwidth", OPTION_NUMBER, &net, 1e-3, 1e5, "GB/s", "a GPU's share of the network between nodes (45)"},
+        {"net-latency", OPTION_NUMBER, &net_us, 0, 1e6, "us", "of a hop between nodes (6)"},
+        {"json", OPTION_FLAG, &o->json, 0, 0, NULL, "print JSON"},
+        {0}};
+    if (parse(o, table,
+              "Usage: mobilellm plan CONFIG [key=value ...] [options]\n\n"
+              "What a run of CONFIG would take, without starting it: parameters by part, memory of a rank by part, floating-\n"
+              "point operations of a training step per token (6 a weight of each matrix, attention as the mask leaves it).\n"
+              "For GPUs also the time of a step by part, estimated, and how it scales to 1,024 of them.\n",
+              argc, argv, helped, err))
+        return -1;
+    o->links = (link_spec){(int)node_size, node * 1e9, node_us / 1e6, net * 1e9, net_us / 1e6};
+    if (o->device == NULL || is_backend(o->device)) return 0;
+    o->gpu = gpu_spec_find(o->device, err);
+    return o->gpu ? 0 : -1;
 }
 
-static int prepare(const train_options *o, run_config *c, run_plan *plan, const ranks *world, error *err) {
-    if (run_config_read(c, o->config, o->overrides, o->n_overrides, err)) return -1;
-    return run_plan_make(plan, c, world->size, c->threads > 0 ? c->threads : ranks_threads(world), cpu_ops(), err);
+/* The backend, by the option or else the config. A GPU that is not here is planned for as what all GPUs are driven by. */
+static int choose_ops(const train_options *o, const run_config *c, const ops **op, error *err) {
+    return ops_named(op, o->gpu ? "cuda" : o->device ? o->device : run_config_device(c), err);
+}
+
+static int prepare(const train_options *o, run_config *c, run_plan *plan, const ranks *world, const ops **op, error *err) {
+    if (run_config_read(c, o->config, o->overrides, o->n_overrides, err) || choose_ops(o, c, op, err)) return -1;
+    int threads = c->threads > 0 ? c->threads : ranks_threads(world);
+    return run_plan_make(plan, c, world->size, threads, *op, o->gpu != NULL, err);
 }
 
 static int show_plan(const train_options *o, const run_config *c, const run_plan *plan, error *err) {
     if (!o->json) {
         printf("%s\n", o->config);
         banner_plan(stdout, c, plan);
+        if (o->gpu) roofline_print(stdout, o->gpu, &o->links, c, plan);
         return 0;
     }
-    char *text = banner_plan_json(c, plan);
+    char *text = o->gpu ? roofline_json(o->gpu, &o->links, c, plan) : banner_plan_json(c, plan);
     if (!text) return error_set(err, STATUS_RESOURCE, "no memory");
     printf("%s\n", text);
     free(text);
@@ -105,7 +140,8 @@ int plan_command(int argc, char **argv, const ranks *world, error *err) {
     if (parse_plan(&o, argc, argv, &helped, err)) return -1;
     if (helped) return 0;
     ranks planned = {.size = (int)o.n_ranks, .local_size = world->local_size};
-    int result = prepare(&o, &c, &plan, &planned, err);
+    const ops *op;
+    int result = prepare(&o, &c, &plan, &planned, &op, err);
     if (result == 0) result = show_plan(&o, &c, &plan, err);
     run_config_free(&c);
     return result;
@@ -228,9 +264,11 @@ static int bring_up(run *r, const train_options *o, const run_config *c, const r
     snprintf(advice, sizeof advice, "train.hang_timeout is %g s. Go on from the newest checkpoint with --resume.",
              c->train.hang_timeout);
     if (ranks_agree(world, ranks_watch(world, c->train.hang_timeout, advice, err), err)) return -1;
+    if (ranks_agree(world, r->ops->connect(r->backend, world, err), err)) return -1;
     if (ranks_agree(world, start_state(r, o, resumed, err), err)) return -1;
     if (ranks_agree(world, note_tokenizer(r, err) || open_loader(r, err) ? -1 : 0, err)) return -1;
-    r->gemm_peak = peak_measure(&r->model);
+    r->gemm_peak = r->ops->peak_flops(r->backend, (dtype)c->dtype);
+    if (r->gemm_peak == 0) r->gemm_peak = peak_measure(&r->model);
     ranks_sum_double(world, &r->gemm_peak, 1);
     stop_defer(true);
     return run_to_end(r, plan, resumed, err);
@@ -252,16 +290,17 @@ int train_command(int argc, char **argv, const ranks *world, error *err) {
     run_plan plan;
     run r;
     bool first = world->rank == 0;
+    const ops *op;
     int lock = -1, helped;
     if (ranks_agree(world, parse_train(&o, argc, argv, first, &helped, err), err)) return -1;
     if (helped) return 0;
     if (!o.dry_run) stop_watch(first);
-    int result = prepare(&o, &c, &plan, world, err);
+    int result = prepare(&o, &c, &plan, world, &op, err);
     if (result == 0) stop_limit(c.train.time_limit);
     if (result == 0 && first) result = announce(&o, &c, &plan, &lock, err);
     result = ranks_agree(world, result, err);
     if (result == 0 && !o.dry_run) {
-        result = ranks_agree(world, run_open(&r, &c, world, &plan, o.profile, err), err);
+        result = ranks_agree(world, run_open(&r, &c, world, &plan, op, o.profile, err), err);
         if (result == 0) {
             result = bring_up(&r, &o, &c, &plan, err);
             run_close(&r);

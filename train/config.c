@@ -8,7 +8,7 @@
 
 static const char *const schedules[] = {"cosine", "wsd", "linear", "constant", NULL}; /* enum schedule_kind */
 static const char *const dtypes[] = {"f32", "bf16", NULL};                            /* enum dtype */
-static const char *const devices[] = {"cpu", NULL};
+static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
 
 #define AT(field) offsetof(data_source, field)
 static const config_key train_source_keys[] = {
@@ -111,7 +111,8 @@ const config_key run_config_keys[] = {
     {"checkpoint", CONFIG_SECTION, AT(checkpoint), "{}", .doc = "what is written", .keys = checkpoint_keys},
     {"dtype", CONFIG_CHOICE, AT(dtype), "bf16",
      .doc = "format of weights and activations; sums, gradients and the optimizer are always f32", .choices = dtypes},
-    {"device", CONFIG_CHOICE, AT(device), "cpu", .doc = "where it runs", .choices = devices},
+    {"device", CONFIG_CHOICE, AT(device), "auto", .doc = "where it runs; auto: on GPUs where there are, else on the CPU",
+     .choices = devices},
     {"threads", CONFIG_INT, AT(threads), "0", .doc = "threads of a rank; 0: its share of the machine's cores", .max = 4096},
     {0}};
 #undef AT
@@ -173,3 +174,5 @@ int run_config_read(run_config *c, const char *path, const char *const *override
 }
 
 void run_config_free(run_config *c) { config_free(c, run_config_keys); }
+
+const char *run_config_device(const run_config *c) { return devices[c->device]; }

@@ -60,6 +60,7 @@ extern const config_key run_config_keys[];
 
 /* Reads, completes and checks a run: the file, then the overrides. */
 int run_config_read(run_config *c, const char *path, const char *const *overrides, int n_overrides, error *err);
+const char *run_config_device(const run_config *c); /* "auto", "cpu", "cuda" */
 void run_config_free(run_config *c);
 
 #endif

@@ -13,14 +13,32 @@
 #include "train/stop.h"
 #include "util/system.h"
 
+/* What is known of a step when it starts. */
+typedef struct started_step {
+    int64_t n_valid; /* tokens of all ranks that have a target */
+    double lr, waited_s;
+} started_step;
+
+/* Steps that were started and whose reports have not been read: a device is given its next step before the last one's report,
+ * so that it never waits for the host (backend.run_ahead). */
+enum { MAX_OPEN = 4 };
+typedef struct open_steps {
+    started_step steps[MAX_OPEN]; /* steps[i % MAX_OPEN]: the i-th */
+    int64_t n_started, n_finished;
+} open_steps;
+
+static int64_t n_open(const open_steps *o) { return o->n_started - o->n_finished; }
+
 /* What one step did, the same on all ranks. */
 typedef struct step_result {
     double loss, z_loss, lr, grad_norm;
     bool stepped;
+    step_report report;
 } step_result;
 
 /* Time since the last logged line, without evaluations and checkpoints. */
 typedef struct stopwatch {
+    double since; /* the end of the last step, or of what came between */
     double busy_s, wait_s;
     int64_t steps;
 } stopwatch;
@@ -33,51 +51,60 @@ static int common_micro_batches(const run *r) {
 
 /* This rank's micro-batches. Gradients are final, and reduced, during the last one's backward pass. A step that is stopped
  * between two of them leaves no trace, for the gradients are begun anew by the next. */
-static int accumulate_gradients(run *r, const token_batch *batch, float scale, double sums[2], const char **stopped, error *err) {
+static void accumulate_gradients(run *r, const token_batch *batch, float scale, const char **stopped) {
     int micro = r->model.options.B, T = batch->seq_len, common = common_micro_batches(r);
     stop_pace pace = stop_pace_start(r->ranks);
-    model_hooks hooks = {.gradients_final = optimizer_reduce_group, .context = &r->optimizer};
     for (int row = 0; row < batch->rows; row += micro) {
         int rows = batch->rows - row < micro ? batch->rows - row : micro;
         size_t at = (size_t)row * (size_t)T;
         model_input in = {rows, batch->tokens + at, batch->targets + at, batch->doc + at, batch->pos + at};
-        bool last = row + rows == batch->rows;
         if (row > 0 && row / micro < common && stop_paced(&pace, false)) {
             *stopped = pace.reason;
-            return 0;
+            return;
         }
-        if (model_train(&r->model, &in, scale, (float)r->config.optimizer.z_loss, row > 0, last ? &hooks : NULL, sums, err))
-            return -1;
+        model_hooks hooks = {.weights_needed = row == 0 ? optimizer_need_group : NULL,
+                             .gradients_final = row + rows == batch->rows ? optimizer_reduce_group : NULL,
+                             .context = &r->optimizer};
+        model_train(&r->model, &in, scale, (float)r->config.optimizer.z_loss, row > 0, &hooks);
         ranks_progress(r->ranks);
     }
-    return 0;
 }
 
 /* A rank without rows (more ranks than rows) takes part in the reduction with zeros. */
 static void reduce_nothing(run *r) {
-    r->ops->zero(r->backend, r->model.grads, (size_t)r->model.registry.n_flat * sizeof(float));
+    model_train_nothing(&r->model);
     for (int group = r->model.config.n_layers + 1; group >= 0; group--) optimizer_reduce_group(&r->optimizer, group);
 }
 
-/* *stopped: left as it is, or why the step was not made. */
-static int train_step(run *r, const token_batch *batch, int64_t n_valid, step_result *result, const char **stopped, error *err) {
+/* Starts the step after the open ones, on this rank's rows. *stopped: left as it is, or why the step is not made. */
+static void start_step(run *r, open_steps *open, const token_batch *batch, int64_t n_valid, double waited, const char **stopped) {
     const run_config *c = &r->config;
-    double sums[2] = {0, 0};
-    float scale = n_valid > 0 ? 1.0f / (float)n_valid : 0.0f;
+    int64_t tokens = r->progress.tokens + n_open(open) * c->batch.tokens;
+    double lr = schedule_lr((schedule_kind)c->schedule.kind, c->optimizer.lr, c->schedule.min_lr_ratio, tokens, c->batch.tokens,
+                            c->schedule.warmup_tokens, run_steps(c) * c->batch.tokens, c->schedule.decay_fraction);
     if (batch->rows == 0)
         reduce_nothing(r);
-    else if (accumulate_gradients(r, batch, scale, sums, stopped, err))
-        return -1;
-    if (*stopped) return 0;
-    profile_enter(r->profile);
-    ranks_sum_double(r->ranks, sums, 2);
-    profile_leave(r->profile, PART_COLLECTIVES, sizeof sums);
-    result->loss = n_valid > 0 ? sums[0] / (double)n_valid : 0;
-    result->z_loss = n_valid > 0 ? sums[1] / (double)n_valid : 0;
-    result->lr =
-        schedule_lr((schedule_kind)c->schedule.kind, c->optimizer.lr, c->schedule.min_lr_ratio, r->progress.tokens,
-                    c->batch.tokens, c->schedule.warmup_tokens, run_steps(c) * c->batch.tokens, c->schedule.decay_fraction);
-    return optimizer_step(&r->optimizer, c, result->lr, &result->grad_norm, &result->stepped, err);
+    else
+        accumulate_gradients(r, batch, n_valid > 0 ? 1.0f / (float)n_valid : 0.0f, stopped);
+    if (*stopped) return;
+    optimizer_step(&r->optimizer, c, lr);
+    open->steps[open->n_started++ % MAX_OPEN] = (started_step){n_valid, lr, waited};
+}
+
+/* Waits for the oldest open step. */
+static int read_report(run *r, open_steps *open, step_result *result, double *waited, error *err) {
+    step_report report;
+    if (optimizer_report(&r->optimizer, &report, err)) return -1;
+    const started_step *s = &open->steps[open->n_finished++ % MAX_OPEN];
+    double tokens = (double)s->n_valid;
+    *waited = s->waited_s;
+    *result = (step_result){.loss = s->n_valid > 0 ? report.losses / tokens : 0,
+                            .z_loss = s->n_valid > 0 ? report.z_losses / tokens : 0,
+                            .lr = s->lr,
+                            .grad_norm = sqrt(report.sum_squares),
+                            .stepped = !isnan(report.adamw.scale),
+                            .report = report};
+    return 0;
 }
 
 /* Counters after a step. A non-finite gradient changes no weight; too many in a row end the run. */
@@ -90,7 +117,7 @@ static int count_step(run *r, const step_result *s, error *err) {
     if (s->stepped) return 0;
     p->skipped_steps++;
     char whose[100];
-    optimizer_name_nonfinite(&r->optimizer, whose);
+    optimizer_name_nonfinite(&r->optimizer, &s->report, whose);
     if (r->ranks->rank == 0)
         fprintf(stderr,
                 "mobilellm: step %lld: loss %g, gradient norm %g%s%s: the step is skipped (%lld in a row, %d end the run)\n",
@@ -136,7 +163,7 @@ static int log_step(run *r, const run_plan *plan, metrics *m, const step_result 
                          .memory_bytes = (size_t)memory,
                          .eta_s = step_s * (double)(plan->n_steps - p->step),
                          .skipped_steps = p->skipped_steps};
-    *watch = (stopwatch){0};
+    *watch = (stopwatch){.since = seconds_now()};
     return m ? metrics_step(m, &line, err) : 0;
 }
 
@@ -166,6 +193,7 @@ static int evaluate(run *r, metrics *m, const char **stopped, error *err) {
     const data_source *sources = r->config.data.heldout.items;
     int n = r->config.data.heldout.n;
     heldout_loss total = {0};
+    optimizer_need_all(&r->optimizer);
     stop_pace pace = stop_pace_start(r->ranks);
     heldout_stop stop = {stop_paced, &pace};
     profile_enter(r->profile);
@@ -190,6 +218,7 @@ static int evaluate(run *r, metrics *m, const char **stopped, error *err) {
 static int save(run *r, error *err) {
     char path[4096];
     double start = seconds_now();
+    optimizer_need_all(&r->optimizer);
     profile_enter(r->profile);
     if (run_save(r, path, err)) return -1;
     profile_leave(r->profile, PART_CHECKPOINT, 0);
@@ -210,10 +239,28 @@ static int next_batch(run *r, const token_batch **batch, int64_t *n_valid, doubl
     return 0;
 }
 
+/* Finishes the oldest open step: reads its report, counts it, logs it when it is due. */
+static int finish_step(run *r, const run_plan *plan, metrics *m, open_steps *open, stopwatch *watch, int64_t last, error *err) {
+    const checkpoint_info *p = &r->progress;
+    step_result s;
+    double waited;
+    if (read_report(r, open, &s, &waited, err) || count_step(r, &s, err)) return -1;
+    double now = seconds_now(), took = now - watch->since;
+    *watch = (stopwatch){now, watch->busy_s + took, watch->wait_s + waited, watch->steps + 1};
+    profile_step(r->profile, took);
+    if (!every(p->step, r->config.train.log_every) && p->step != last && p->step != 1) return 0;
+    return log_step(r, plan, m, &s, watch, err);
+}
+
+/* Does something follow step `step` that needs its result? */
+static bool is_boundary(const run *r, int64_t step, int64_t last) {
+    return step == last || every(step, r->config.train.eval_every) || every(step, r->config.checkpoint.every);
+}
+
 int train_loop(run *r, const run_plan *plan, metrics *m, const char **stopped, error *err) {
     const run_config *c = &r->config;
     checkpoint_info *p = &r->progress;
-    stopwatch watch = {0};
+    open_steps open = {0};
     bool saved = true; /* the run as it is */
     int64_t last = c->train.stop_after > 0 && c->train.stop_after < plan->n_steps ? c->train.stop_after : plan->n_steps;
     *stopped = NULL;
@@ -221,23 +268,25 @@ int train_loop(run *r, const run_plan *plan, metrics *m, const char **stopped, e
         if (evaluate(r, m, stopped, err)) return -1;
         saved = *stopped != NULL;
     }
-    while (*stopped == NULL && p->step < last && (*stopped = stop_agreed(r->ranks)) == NULL) {
-        double start = seconds_now(), waited = 0;
-        const token_batch *batch;
-        int64_t n_valid;
-        step_result s;
-        if (next_batch(r, &batch, &n_valid, &waited, err) || train_step(r, batch, n_valid, &s, stopped, err)) return -1;
-        if (*stopped) break;
-        if (count_step(r, &s, err)) return -1;
-        double took = seconds_now() - start;
-        watch = (stopwatch){watch.busy_s + took, watch.wait_s + waited, watch.steps + 1};
-        profile_step(r->profile, took);
-
-        bool at_end = p->step == last;
-        if ((every(p->step, c->train.log_every) || at_end || p->step == 1) && log_step(r, plan, m, &s, &watch, err)) return -1;
+    stopwatch watch = {.since = seconds_now()};
+    while (*stopped == NULL && p->step < last) {
+        if ((*stopped = stop_agreed(r->ranks)) == NULL) {
+            const token_batch *batch;
+            int64_t n_valid;
+            double waited = 0;
+            if (next_batch(r, &batch, &n_valid, &waited, err)) return -1;
+            start_step(r, &open, batch, n_valid, waited, stopped);
+        }
+        int64_t at_most = *stopped || is_boundary(r, p->step + n_open(&open), last) ? 0 : r->ops->run_ahead;
+        while (n_open(&open) > at_most) {
+            if (finish_step(r, plan, m, &open, &watch, last, err)) return -1;
+            saved = false;
+        }
+        if (*stopped || n_open(&open) > 0) continue;
         if (train_owes_evaluation(r) && evaluate(r, m, stopped, err)) return -1;
         saved = every(p->step, c->checkpoint.every);
         if (saved && save(r, err)) return -1;
+        watch.since = seconds_now();
     }
     if (*stopped == NULL && p->step < plan->n_steps) *stopped = "train.stop_after";
     return saved ? 0 : save(r, err);

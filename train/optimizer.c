@@ -12,28 +12,31 @@ int optimizer_open(optimizer *o, model *m, const ranks *r, arena *device, error 
     if (m->options.x != DTYPE_F32) o->master = arena_alloc(device, "optimizer", bytes);
     o->m = arena_alloc(device, "optimizer", bytes);
     o->v = arena_alloc(device, "optimizer", bytes);
-    o->sum_squares = arena_alloc(device, "optimizer", sizeof *o->sum_squares);
-    o->own_squares = arena_alloc(device, "optimizer", sizeof *o->own_squares);
-    o->clip_scale = arena_alloc(device, "optimizer", sizeof *o->clip_scale);
+    o->report = arena_alloc(device, "optimizer", sizeof *o->report);
     if (device->base == NULL) return 0;
     o->n_pieces = registry_pieces(&m->registry, r->rank, &o->pieces);
-    if (o->n_pieces < 0) return error_set(err, STATUS_RESOURCE, "no memory for the optimizer's list of tensors");
+    o->gathered = calloc((size_t)m->config.n_layers + 2, sizeof *o->gathered);
+    if (o->n_pieces < 0 || !o->gathered) return error_set(err, STATUS_RESOURCE, "no memory for the optimizer's list of tensors");
     m->ops->zero(m->backend, o->m, bytes);
     m->ops->zero(m->backend, o->v, bytes);
+    m->ops->zero(m->backend, o->report, sizeof *o->report);
     if (o->master) m->ops->zero(m->backend, o->master, bytes);
     return 0;
 }
 
 void optimizer_close(optimizer *o) {
     free(o->pieces);
+    free(o->gathered);
     *o = (optimizer){0};
 }
 
 /* Adds the squares of a group's gradient, as this rank alone made it, to own_squares. */
 static void sum_own(optimizer *o, int group) {
     model *m = o->model;
+    double *own = &o->report->own_squares;
     const registry *r = &m->registry;
     int64_t first = INT64_MAX, end = 0;
+    if (group == m->config.n_layers + 1) m->ops->zero(m->backend, own, sizeof *own); /* the first one */
     for (int i = 0; i < r->n_buckets; i++) {
         const bucket *b = &r->buckets[i];
         if (b->group != group) continue;
@@ -43,7 +46,7 @@ static void sum_own(optimizer *o, int group) {
     for (int i = 0; i < r->n_tensors; i++) { /* not the buckets: what lies between tensors is undefined */
         const tensor *t = &r->tensors[i];
         if (t->offset >= first && t->offset < end)
-            m->ops->sum_squares(m->backend, o->own_squares, m->grads + t->offset, t->count);
+            m->ops->sum_squares(m->backend, own, m->grads + t->offset, t->count);
     }
 }
 
@@ -51,54 +54,40 @@ void optimizer_reduce_group(void *context, int group) {
     optimizer *o = context;
     const model *m = o->model;
     const registry *r = &m->registry;
-    if (o->ranks->size == 1) return;
-    if (group == m->config.n_layers + 1) m->ops->zero(m->backend, o->own_squares, sizeof *o->own_squares); /* the first one */
-    sum_own(o, group);
-    double elements = 0;
-    profile_enter(o->profile);
+    if (o->ranks->size > 1) sum_own(o, group);
     for (int i = 0; i < r->n_buckets; i++)
-        if (r->buckets[i].group == group) {
-            ranks_reduce_scatter(o->ranks, o->model->grads + r->buckets[i].offset, r->buckets[i].count / r->ways);
-            elements += (double)r->buckets[i].count;
-        }
-    profile_leave(o->profile, PART_COLLECTIVES, elements * sizeof(float));
+        if (r->buckets[i].group == group)
+            o->reduced = m->ops->reduce_scatter(m->backend, m->grads + r->buckets[i].offset, r->buckets[i].count / r->ways);
 }
 
-/* Leaves the clip factor on the device, where AdamW reads it. */
-static double clip_gradients(optimizer *o, double max_norm) {
+void optimizer_need_group(void *context, int group) {
+    optimizer *o = context;
+    o->model->ops->join(o->model->backend, o->gathered[group]);
+}
+
+void optimizer_need_all(optimizer *o) {
+    for (int group = 0; group < o->model->config.n_layers + 2; group++) optimizer_need_group(o, group);
+}
+
+/* Leaves the sums of all ranks and the clip factor on the device, where AdamW reads it. */
+static void clip_gradients(optimizer *o, const run_config *c) {
     model *m = o->model;
-    m->ops->zero(m->backend, o->sum_squares, sizeof *o->sum_squares);
+    step_report *report = o->report;
+    m->ops->join(m->backend, o->reduced);
+    m->ops->copy(m->backend, &report->losses, m->loss_sums, 2 * sizeof *m->loss_sums);
+    m->ops->zero(m->backend, &report->sum_squares, sizeof report->sum_squares);
     for (int i = 0; i < o->n_pieces; i++) /* not the buckets' parts: what lies between tensors is undefined after a reduction */
-        m->ops->sum_squares(m->backend, o->sum_squares, m->grads + o->pieces[i].flat, o->pieces[i].count);
-    double total;
-    m->ops->copy_out(m->backend, &total, o->sum_squares, sizeof total);
-    profile_enter(o->profile);
-    ranks_sum_double(o->ranks, &total, 1);
-    profile_leave(o->profile, PART_COLLECTIVES, sizeof total);
-    m->ops->copy_in(m->backend, o->sum_squares, &total, sizeof total);
-    m->ops->clip_scale(m->backend, o->clip_scale, o->sum_squares, (float)max_norm);
-    return sqrt(total);
+        m->ops->sum_squares(m->backend, &report->sum_squares, m->grads + o->pieces[i].flat, o->pieces[i].count);
+    m->ops->all_sum(m->backend, &report->losses, 3);
+    m->ops->adamw_begin(m->backend, &report->adamw, &report->sum_squares, (float)c->optimizer.grad_clip,
+                        (float)c->optimizer.betas[0], (float)c->optimizer.betas[1]);
 }
 
-static void gather_params(optimizer *o) {
-    model *m = o->model;
-    const registry *r = &m->registry;
-    size_t e = dtype_size(m->options.x);
-    if (o->ranks->size == 1) return;
-    profile_enter(o->profile);
-    for (int i = 0; i < r->n_buckets; i++)
-        ranks_all_gather(o->ranks, (char *)m->params + (size_t)r->buckets[i].offset * e,
-                         (size_t)(r->buckets[i].count / r->ways) * e);
-    profile_leave(o->profile, PART_COLLECTIVES, (double)r->n_flat * (double)e);
-}
-
-void optimizer_name_nonfinite(optimizer *o, char text[100]) {
+void optimizer_name_nonfinite(const optimizer *o, const step_report *report, char text[100]) {
     const ranks *r = o->ranks;
     text[0] = '\0';
     if (r->size == 1) return;
-    double own;
-    o->model->ops->copy_out(o->model->backend, &own, o->own_squares, sizeof own);
-    int64_t n = !isfinite(own), after = n ? r->size - r->rank : 0; /* ranks from this one on: most where the rank is lowest */
+    int64_t n = !isfinite(report->own_squares), after = n ? r->size - r->rank : 0; /* ranks from this one on: most where the rank is lowest */
     ranks_sum_int64(r, &n, 1);
     ranks_max_int64(r, &after, 1);
     int lowest = r->size - (int)after;
@@ -107,27 +96,42 @@ void optimizer_name_nonfinite(optimizer *o, char text[100]) {
     if (n == 0) snprintf(text, 100, "each rank's own gradient is finite, their sum is not");
 }
 
-int optimizer_step(optimizer *o, const run_config *c, double lr, double *grad_norm, bool *stepped, error *err) {
+static void update_piece(optimizer *o, const piece *p, const run_config *c, double lr) {
     model *m = o->model;
     dtype x = m->options.x;
-    *grad_norm = clip_gradients(o, c->optimizer.grad_clip);
-    *stepped = isfinite(*grad_norm);
-    if (!*stepped) return m->ops->sync(m->backend, err);
-    o->t++;
     adamw_step step = {.lr = (float)lr,
                        .beta1 = (float)c->optimizer.betas[0],
                        .beta2 = (float)c->optimizer.betas[1],
                        .eps = (float)c->optimizer.eps,
-                       .t = o->t};
-    for (int i = 0; i < o->n_pieces; i++) {
-        const piece *p = &o->pieces[i];
-        step.weight_decay = m->registry.tensors[p->tensor].decay ? (float)c->optimizer.weight_decay : 0.0f;
-        m->ops->adamw(m->backend, (char *)m->params + (size_t)p->flat * dtype_size(x), o->master ? o->master + p->shard : NULL,
-                      o->m + p->shard, o->v + p->shard, m->grads + p->flat, o->clip_scale, &step, x, p->count);
+                       .weight_decay = m->registry.tensors[p->tensor].decay ? (float)c->optimizer.weight_decay : 0.0f};
+    m->ops->adamw(m->backend, (char *)m->params + (size_t)p->flat * dtype_size(x), o->master ? o->master + p->shard : NULL,
+                  o->m + p->shard, o->v + p->shard, m->grads + p->flat, &o->report->adamw, &step, x, p->count);
+}
+
+void optimizer_step(optimizer *o, const run_config *c, double lr) {
+    model *m = o->model;
+    const registry *r = &m->registry;
+    size_t e = dtype_size(m->options.x);
+    clip_gradients(o, c);
+    /* In the order in which the next forward needs them, each bucket on its way while the next is updated. */
+    for (int i = 0, p = 0; i < r->n_buckets; i++) {
+        const bucket *k = &r->buckets[i];
+        for (; p < o->n_pieces && o->pieces[p].flat < k->offset + k->count; p++) update_piece(o, &o->pieces[p], c, lr);
+        o->gathered[k->group] =
+            m->ops->all_gather(m->backend, (char *)m->params + (size_t)k->offset * e, (size_t)(k->count / r->ways) * e);
     }
-    if (m->ops->sync(m->backend, err)) return -1;
-    gather_params(o);
+    m->ops->post(m->backend, o->report, sizeof *o->report);
+}
+
+int optimizer_report(optimizer *o, step_report *report, error *err) {
+    if (o->model->ops->fetch(o->model->backend, report, sizeof *report, err)) return -1;
+    o->t = report->adamw.t;
     return 0;
+}
+
+void optimizer_resume(optimizer *o, int64_t t) {
+    o->t = t;
+    o->model->ops->copy_in(o->model->backend, &o->report->adamw.t, &t, sizeof t);
 }
 
 void optimizer_master_from_params(optimizer *o) {

@@ -8,20 +8,26 @@
 #include "model/model.h"
 #include "ranks/ranks.h"
 #include "train/config.h"
-#include "train/profile.h"
+
+/* What a step was like, over all ranks. On the device while it is being made, then posted to the host. */
+typedef struct step_report {
+    double losses, z_losses; /* sums over the valid tokens */
+    double sum_squares;      /* of the gradient, before clipping */
+    double own_squares;      /* of this rank's part of it before the reduction: says whose it is when the sum is not finite */
+    adamw_state adamw;       /* after the step; its scale is NaN when the step was skipped */
+} step_report;
 
 typedef struct optimizer {
     model *model;
     const ranks *ranks;
-    profile *profile; /* NULL: not profiled */
-    piece *pieces;    /* what this rank owns */
+    piece *pieces; /* what this rank owns */
     int n_pieces;
     float *master; /* (shard) in the backend's memory; NULL when the parameters are fp32 themselves */
     float *m, *v;  /* (shard) */
-    double *sum_squares;
-    double *own_squares; /* of this rank's gradient before the reduction: says whose it was when the sum is not finite */
-    float *clip_scale;
-    int64_t t; /* steps taken, skipped ones not counted */
+    step_report *report;
+    int64_t reduced;   /* ticket of the last reduction */
+    int64_t *gathered; /* (n_layers + 2): of each group's parameters */
+    int64_t t;         /* steps taken, skipped ones not counted, as far as reports were read */
 } optimizer;
 
 /* On a dry arena only the memory is counted. m and v are zero; master is not set. */
@@ -31,13 +37,23 @@ void optimizer_close(optimizer *o);
 /* Sums the gradients of a group over the ranks: what model_hooks.gradients_final calls in the last micro-batch of a step. */
 void optimizer_reduce_group(void *optimizer, int group);
 
-/* After all groups were reduced: clips, updates, gathers. grad_norm: before clipping, over all ranks. When it is not finite
- * nothing is changed and *stepped is false. */
-int optimizer_step(optimizer *o, const run_config *c, double lr, double *grad_norm, bool *stepped, error *err);
+/* Parameters of a group are there before what follows: what model_hooks.weights_needed calls in the first micro-batch. */
+void optimizer_need_group(void *optimizer, int group);
+void optimizer_need_all(optimizer *o);
+
+/* After all groups were reduced: clips, updates, gathers. When the gradient's norm is not finite nothing is changed. Nothing is
+ * waited for: the report is posted. */
+void optimizer_step(optimizer *o, const run_config *c, double lr);
+
+/* Waits for the oldest report that has not been read. */
+int optimizer_report(optimizer *o, step_report *report, error *err);
+
+/* Goes on after step t of another run. */
+void optimizer_resume(optimizer *o, int64_t t);
 
 /* Collective, after a step that was not taken: says whose own gradient was not finite, as "rank 2's own gradient is not finite".
  * "" when there is one rank. */
-void optimizer_name_nonfinite(optimizer *o, char text[100]);
+void optimizer_name_nonfinite(const optimizer *o, const step_report *report, char text[100]);
 
 /* fp32 master weights from the parameters as they are (exact where those were just read from fp32). */
 void optimizer_master_from_params(optimizer *o);

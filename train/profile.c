@@ -84,6 +84,12 @@ static const char *describe(backend *b) { return of(b)->real->describe(of(b)->ba
 
 static int check(backend *b, dtype x, error *err) { return of(b)->real->check(of(b)->backend, x, err); }
 
+static double peak_flops(backend *b, dtype x) { return of(b)->real->peak_flops(of(b)->backend, x); }
+
+static size_t memory_available(backend *b, int local_size) {
+    return of(b)->real->memory_available(of(b)->backend, local_size);
+}
+
 static void *alloc_memory(backend *b, size_t bytes, error *err) { return of(b)->real->alloc(of(b)->backend, bytes, err); }
 
 static void free_memory(backend *b, void *memory) { of(b)->real->free(of(b)->backend, memory); }
@@ -112,6 +118,7 @@ static void zero(backend *b, void *device, size_t bytes) {
     end_bytes(p, PART_COPIES, (double)bytes);
 }
 
+/* The first failure that either has kept. */
 static int sync_both(backend *b, error *err) {
     profile *p = of(b);
     if (p->failure.code == STATUS_OK) return p->real->sync(p->backend, err);
@@ -120,9 +127,47 @@ static int sync_both(backend *b, error *err) {
     return -1;
 }
 
+static void post(backend *b, const void *device, size_t bytes) { of(b)->real->post(of(b)->backend, device, bytes); }
+
+static int fetch(backend *b, void *host, size_t bytes, error *err) {
+    int result = of(b)->real->fetch(of(b)->backend, host, bytes, err);
+    return result ? result : sync_both(b, err);
+}
+
 static size_t scratch_bytes(backend *b, const op_limits *limits) { return of(b)->real->scratch_bytes(of(b)->backend, limits); }
 
 static void set_scratch(backend *b, void *memory, size_t bytes) { of(b)->real->set_scratch(of(b)->backend, memory, bytes); }
+
+/* ---- collectives: joined at once, so that their time is their own ---- */
+
+static int connect_ranks(backend *b, const ranks *world, error *err) {
+    of(b)->ways = world->size;
+    return of(b)->real->connect(of(b)->backend, world, err);
+}
+
+static int64_t reduce_scatter(backend *b, float *buffer, int64_t n) {
+    profile *p = begin(b);
+    int64_t ticket = p->real->reduce_scatter(p->backend, buffer, n);
+    p->real->join(p->backend, ticket);
+    end_bytes(p, PART_COLLECTIVES, (double)p->ways * (double)n * sizeof(float));
+    return ticket;
+}
+
+static int64_t all_gather(backend *b, void *buffer, size_t bytes) {
+    profile *p = begin(b);
+    int64_t ticket = p->real->all_gather(p->backend, buffer, bytes);
+    p->real->join(p->backend, ticket);
+    end_bytes(p, PART_COLLECTIVES, (double)p->ways * (double)bytes);
+    return ticket;
+}
+
+static void join(backend *b, int64_t ticket) { of(b)->real->join(of(b)->backend, ticket); }
+
+static void all_sum(backend *b, double *values, int n) {
+    profile *p = begin(b);
+    p->real->all_sum(p->backend, values, n);
+    end_bytes(p, PART_COLLECTIVES, (double)n * sizeof *values);
+}
 
 /* ---- the ops, in the order of ops.h ---- */
 
@@ -234,17 +279,17 @@ static void sum_squares(backend *b, double *total, const float *values, int64_t 
     end_bytes(p, PART_REDUCTIONS, (double)n * sizeof(float));
 }
 
-static void clip_scale(backend *b, float *scale, const double *squares, float max_norm) {
+static void adamw_begin(backend *b, adamw_state *state, const double *squares, float max_norm, float beta1, float beta2) {
     profile *p = begin(b);
-    p->real->clip_scale(p->backend, scale, squares, max_norm);
-    end_bytes(p, PART_REDUCTIONS, sizeof *scale + sizeof *squares);
+    p->real->adamw_begin(p->backend, state, squares, max_norm, beta1, beta2);
+    end_bytes(p, PART_REDUCTIONS, sizeof *state + sizeof *squares);
 }
 
 /* m, v and the weights (master or p) are read and written, g is read, and beside a master p is written. */
-static void adamw(backend *b, void *w, float *master, float *m, float *v, const float *g, const float *scale,
+static void adamw(backend *b, void *w, float *master, float *m, float *v, const float *g, const adamw_state *state,
                   const adamw_step *step, dtype x, int64_t n) {
     profile *p = begin(b);
-    p->real->adamw(p->backend, w, master, m, v, g, scale, step, x, n);
+    p->real->adamw(p->backend, w, master, m, v, g, state, step, x, n);
     end_bytes(p, PART_ADAMW, (double)n * (double)(7 * sizeof(float) + (master ? dtype_size(x) : 0)));
 }
 
@@ -266,9 +311,14 @@ static void from_float(backend *b, void *y, const float *in, dtype x, int64_t n)
 static ops table_like(const ops *real) {
     return (ops){
         .name = real->name,
+        .host_memory = real->host_memory,
+        .run_ahead = real->run_ahead,
+        .head_logits = real->head_logits,
         .close = close_both,
         .describe = describe,
         .check = check,
+        .peak_flops = peak_flops,
+        .memory_available = memory_available,
         .alloc = alloc_memory,
         .free = free_memory,
         .copy_in = copy_in,
@@ -276,8 +326,15 @@ static ops table_like(const ops *real) {
         .copy = copy,
         .zero = zero,
         .sync = sync_both,
+        .post = post,
+        .fetch = fetch,
         .scratch_bytes = scratch_bytes,
         .set_scratch = set_scratch,
+        .connect = connect_ranks,
+        .reduce_scatter = reduce_scatter,
+        .all_gather = all_gather,
+        .join = join,
+        .all_sum = all_sum,
         .embedding_forward = embedding_forward,
         .embedding_backward = embedding_backward,
         .rmsnorm_forward = rmsnorm_forward,
@@ -294,7 +351,7 @@ static ops table_like(const ops *real) {
         .cross_entropy = cross_entropy,
         .sum = sum,
         .sum_squares = sum_squares,
-        .clip_scale = clip_scale,
+        .adamw_begin = adamw_begin,
         .adamw = adamw,
         .to_float = to_float,
         .from_float = from_float,
@@ -327,6 +384,7 @@ int profile_open(profile **opened, const model_config *c, const ops **op, backen
         .table = table_like(*op),
         .real = *op,
         .backend = *b,
+        .ways = 1,
         .matrices = {{"qkv", C, Q + 2 * KV}, {"o", Q, C}, {"gate|up", C, 2 * F}, {"down", F, C}, {"head", C, c->vocab_size}}};
     if (measure_memory(&p->memory_speed, *op, *b, err)) {
         free(p);

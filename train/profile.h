@@ -14,6 +14,7 @@
 #include <stdio.h>
 
 #include "model/model.h"
+#include "ranks/ranks.h"
 
 /* Products with the five matrices of a network, each in three passes, come first: PART_GEMM + 3 * matrix + pass. */
 enum { N_MATRICES = 5, N_PASSES = 3 };
@@ -53,6 +54,7 @@ typedef struct profile {
     ops table;           /* what the run calls, with the profile itself for its backend */
     const ops *real;     /* what is called then */
     backend *backend;    /* the real one */
+    int ways;            /* ranks in a collective */
     error failure;       /* the first one since the last sync */
     int depth;           /* of parts entered */
     double entered;      /* when the outermost was */

@@ -39,22 +39,22 @@ static int plan_memory(run_plan *plan, const run_config *c, const ops *op, backe
     return 0;
 }
 
-int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, int threads, const ops *op, error *err) {
+int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, int threads, const ops *op, bool elsewhere, error *err) {
     int rows = (int)(c->batch.tokens / c->data.seq_len);
     *plan = (run_plan){.arena = arena_dry(), .ranks = n_ranks, .threads = threads, .n_steps = run_steps(c)};
     plan->rows_per_rank = (rows + n_ranks - 1) / n_ranks;
     plan->micro_steps = (plan->rows_per_rank + c->batch.micro - 1) / c->batch.micro;
     plan->flops_per_token = model_flops_per_token(&c->model, c->data.seq_len);
-    backend *b;
-    if (op->open(&b, threads, 0, err)) return -1;
+    backend *b = NULL;
+    if (!elsewhere && op->open(&b, threads, 0, err)) return -1;
     int result = plan_memory(plan, c, op, b, err);
-    op->close(b);
+    if (b) op->close(b);
     return result;
 }
 
-/* The ranks of a machine ask for their memory at the same time: each may count on its share of what is free. */
-static int check_memory(const run_plan *plan, const ranks *world, error *err) {
-    size_t available = system_memory_available() / (size_t)world->local_size;
+/* The ranks of a machine ask for their memory at the same time. */
+static int check_memory(const run *r, const run_plan *plan, const ranks *world, error *err) {
+    size_t available = r->ops->memory_available(r->backend, world->local_size);
     if (plan->arena.peak <= available) return 0;
     char need[16], have[16];
     return error_set(
@@ -64,17 +64,15 @@ static int check_memory(const run_plan *plan, const ranks *world, error *err) {
         format_bytes(need, (double)plan->arena.peak), format_bytes(have, (double)available), world->local_size);
 }
 
-int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, bool profiled, error *err) {
-    *r = (run){.config = *c, .ranks = world, .ops = cpu_ops()};
-    if (check_memory(plan, world, err)) return -1;
+int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, const ops *op, bool profiled, error *err) {
+    *r = (run){.config = *c, .ranks = world, .ops = op};
     if (r->ops->open(&r->backend, plan->threads, world->local_rank, err)) return -1;
-    if (r->ops->check(r->backend, (dtype)c->dtype, err)) goto fail;
+    if (r->ops->check(r->backend, (dtype)c->dtype, err) || check_memory(r, plan, world, err)) goto fail;
     if (profiled && profile_open(&r->profile, &c->model, &r->ops, &r->backend, err)) goto fail;
     r->memory = r->ops->alloc(r->backend, plan->arena.peak, err);
     if (!r->memory) goto fail;
     r->arena = arena_on(r->memory, plan->arena.peak);
     if (lay_out(&r->model, &r->optimizer, c, plan, world, r->ops, r->backend, &r->arena, err)) goto fail;
-    r->optimizer.profile = r->profile;
     return 0;
 fail:
     run_close(r);

@@ -40,12 +40,12 @@ typedef struct run_plan {
 } run_plan;
 
 /* What a run of `n_ranks` ranks with so many threads will need on each, on the backend `op`, which is opened for the question and
- * closed. */
-int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, int threads, const ops *op, error *err);
+ * closed; or not, where it knows its needs without a device (elsewhere). */
+int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, int threads, const ops *op, bool elsewhere, error *err);
 
 /* Opens the backend and everything that has memory, after checking that it fits; weights are not set. Each rank calls it, and no
  * rank waits for another in it. profiled: with r->profile. */
-int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, bool profiled, error *err);
+int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, const ops *op, bool profiled, error *err);
 void run_close(run *r);
 
 /* Random weights, or those of init.checkpoint. */

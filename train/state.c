@@ -17,6 +17,7 @@
 typedef struct state_tensors {
     checkpoint_tensor *tensors;
     checkpoint_part *parts;
+    checkpoint_memory memory;
     int n;
 } state_tensors;
 
@@ -35,7 +36,11 @@ static void add_folder(state_tensors *s, const run *r, const char *folder, dtype
     for (int i = 0; i < reg->n_tensors; i++) {
         const tensor *t = &reg->tensors[i];
         checkpoint_tensor *out = &s->tensors[s->n++];
-        *out = (checkpoint_tensor){.type = type, .n_axes = t->n_axes, .shape = {t->shape[0], t->shape[1]}, .parts = part + p};
+        *out = (checkpoint_tensor){.type = type,
+                                   .n_axes = t->n_axes,
+                                   .shape = {t->shape[0], t->shape[1]},
+                                   .parts = part + p,
+                                   .memory = r->ops->host_memory ? NULL : &s->memory};
         snprintf(out->path, sizeof out->path, "%s/%s", folder, t->name);
         for (; p < o->n_pieces && o->pieces[p].tensor == i; p++, out->n_parts++) {
             const piece *from = &o->pieces[p];
@@ -49,7 +54,8 @@ static int state_collect(state_tensors *s, const run *r, bool params, bool maste
     const registry *reg = &r->model.registry;
     const optimizer *o = &r->optimizer;
     *s = (state_tensors){.tensors = malloc(4 * (size_t)reg->n_tensors * sizeof *s->tensors),
-                         .parts = malloc((4 * (size_t)o->n_pieces + 1) * sizeof *s->parts)};
+                         .parts = malloc((4 * (size_t)o->n_pieces + 1) * sizeof *s->parts),
+                         .memory = {r->ops, r->backend}};
     if (!s->tensors || !s->parts) {
         state_free(s);
         return error_set(err, STATUS_RESOURCE, "no memory for the list of a checkpoint's tensors");
@@ -136,7 +142,8 @@ static int restore_from(run *r, checkpoint *c, error *err) {
     state_free(&s);
     if (result) return -1;
     if (master_here && !master_there) optimizer_master_from_params(&r->optimizer);
-    r->optimizer.t = checkpoint_about(c)->optimizer_step;
+    if (r->ops->sync(r->backend, err)) return -1;
+    optimizer_resume(&r->optimizer, checkpoint_about(c)->optimizer_step);
     return copy_progress(&r->progress, checkpoint_about(c), err);
 }
 

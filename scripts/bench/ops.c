@@ -81,7 +81,7 @@ static void run_head(void *context) {
 
 static void bench_head(dtype x) {
     head h = {.x = x, .N = 2048, .V = 202048, .C = 1024};
-    h.chunk = model_head_chunk(h.V, h.N);
+    h.chunk = model_head_chunk(cpu_ops()->head_logits, h.V, h.N);
     op_limits limits = {.x = x, .V = h.V, .head_rows = h.chunk};
     void *scratch = lend_scratch(&limits);
     h.in = values(x, h.N * h.C, 1);

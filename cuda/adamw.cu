@@ -1,7 +1,7 @@
 /* adamw.cu: one step of AdamW over a flat array of parameters, and what it needs to know of all gradients.
  *
- * Bound by memory (30 bytes an element with bf16 parameters and a master copy, 28 without), so everything is one pass. The clipping
- * factor and the step's number stay on the device: the host never waits for the norm of the gradients. */
+ * Bound by memory (30 bytes an element with bf16 parameters and a master copy, 28 without), so everything is one pass. The
+ * clipping factor and the step's number stay on the device: the host never waits for the norm of the gradients. */
 #include <assert.h>
 
 #include "cuda/device.cuh"
@@ -14,8 +14,8 @@ static __global__ void begin_step(adamw_state *state, const double *sum_squares,
     }
     state->scale = max_norm == 0 ? 1.0f : (float)fmin(1.0, (double)max_norm / (sqrt(squares) + 1e-6));
     double t = (double)++state->t;
-    state->rate = (float)(1.0 / (1.0 - pow((double)beta1, t)));
-    state->root = (float)(1.0 / sqrt(1.0 - pow((double)beta2, t)));
+    state->rate = 1.0 / (1.0 - pow((double)beta1, t));
+    state->root = 1.0 / sqrt(1.0 - pow((double)beta2, t));
 }
 
 void cuda_adamw_begin(backend *b, adamw_state *state, const double *sum_squares, float max_norm, float beta1, float beta2) {
@@ -59,14 +59,13 @@ static __device__ __forceinline__ void update_pack(void *p, float *master, float
 template <typename A>
 __global__ void __launch_bounds__(THREADS) adamw(void *p, float *master, float *m, float *v, const float *g,
                                                  const adamw_state *__restrict__ state, adamw_factors factors, int64_t n) {
-    float scale = state->scale, rate = factors.lr * state->rate, root = state->root;
+    float scale = state->scale, rate = (float)((double)factors.lr * state->rate), root = (float)state->root;
     if (!isfinite(scale)) return;
     int64_t at = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * A::W;
     if (at + A::W <= n)
         update_pack<A>(p, master, m, v, g, at, scale, rate, root, factors);
     else
-        for (; at < n; at++)
-            update_pack<access<typename A::X, 1>>(p, master, m, v, g, at, scale, rate, root, factors);
+        for (; at < n; at++) update_pack<access<typename A::X, 1>>(p, master, m, v, g, at, scale, rate, root, factors);
 }
 
 void cuda_adamw(backend *b, void *p, float *master, float *m, float *v, const float *g, const adamw_state *state,
@@ -74,8 +73,8 @@ void cuda_adamw(backend *b, void *p, float *master, float *m, float *v, const fl
     assert(master || x == DTYPE_F32);
     if (n == 0) return;
     double beta1 = (double)step->beta1, beta2 = (double)step->beta2, decay = (double)step->lr * (double)step->weight_decay;
-    adamw_factors factors = {step->lr,     (float)(1.0 - decay), step->beta1, (float)(1.0 - beta1),
-                             step->beta2,  (float)(1.0 - beta2), step->eps};
+    adamw_factors factors = {step->lr,    (float)(1.0 - decay), step->beta1, (float)(1.0 - beta1),
+                             step->beta2, (float)(1.0 - beta2), step->eps};
     bool wide = wide_rows(DTYPE_F32, 0, p, master, m, v, g);
     auto launch = [&](auto a) {
         typedef decltype(a) A;

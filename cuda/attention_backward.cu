@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(THREADS)
         float s[MT][NT][4], dp[MT][NT][4];
         clear<MT, NT>(s);
         clear<MT, NT>(dp);
-#pragma unroll
+#pragma unroll 1 /* unrolled it wants more registers than there are */
         for (int d = 0; d < DP / 16; d++) {
             unsigned left[MT][4];
             load_left<MT>(left, my_keys, LD<DP>, d * 16);

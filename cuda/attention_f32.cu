@@ -53,9 +53,9 @@ __global__ void __launch_bounds__(THREADS) attention_forward_f32_kernel(float *o
     const float *sequence = qkv + (int64_t)b * a.T * a.row;
     const float *k = sequence + (int64_t)(a.H + h / (a.H / a.K)) * D, *v = k + (int64_t)a.K * D;
     float max[ROWS], sum[ROWS], o[ROWS][COLUMNS] = {};
-    int row0 = t0 + warp * ROWS, first[ROWS];
+    int row0 = t0 + warp * ROWS;
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) max[r] = -INFINITY, sum[r] = 0, first[r] = first_key(a, b, row0 + r);
+    for (int r = 0; r < ROWS; r++) max[r] = -INFINITY, sum[r] = 0;
 
     load_rows(queries, sequence + (int64_t)h * D, a.row, BLOCK_ROWS, t0, a.T, D);
     int end = min(t0 + BLOCK_ROWS, a.T);
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(THREADS) attention_forward_f32_kernel(float *o
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             int t = min(row0 + r, a.T - 1);
-            bool seen = key <= t && key >= first[r];
+            bool seen = key <= t && key >= first_key(a, b, t);
             float s = seen ? a.scale * dot(queries + (warp * ROWS + r) * padded(D), keys + lane * padded(D), D) : -INFINITY;
             float new_max = fmaxf(max[r], warp_max(s));
             if (new_max == -INFINITY) continue; /* nothing seen yet */

@@ -235,6 +235,14 @@ static int sync_backend(backend *b, error *err) {
 
 /* ---- memory ---- */
 
+/* Each rank has a GPU of its own. */
+static size_t memory_available(backend *b, int local_size) {
+    size_t available = 0, all = 0;
+    (void)local_size;
+    cuda_check(b, "cudaMemGetInfo", cudaMemGetInfo(&available, &all));
+    return available;
+}
+
 static void *alloc_memory(backend *b, size_t bytes, error *err) {
     (void)b;
     void *memory = NULL;
@@ -285,12 +293,15 @@ void *cuda_scratch(backend *b, size_t bytes) {
 const ops *cuda_ops(void) {
     static const ops table = {
         .name = "cuda",
+        .host_memory = false,
         .run_ahead = 1,
+        .head_logits = (int64_t)8192 * 202048, /* fewer rows, and adding up the head's gradient chunk by chunk costs more than its products */
         .open = open_backend,
         .close = close_backend,
         .describe = describe,
         .check = check,
         .peak_flops = peak_flops,
+        .memory_available = memory_available,
         .alloc = alloc_memory,
         .free = free_memory,
         .copy_in = cuda_copy_in,

@@ -4,7 +4,8 @@
 constexpr int THREADS = block_threads(256);
 
 /* A thread converts one pack; the last one of an array that does not divide, element by element. */
-template <typename A> __global__ void __launch_bounds__(THREADS) to_floats(float *__restrict__ y, const void *__restrict__ in, int64_t n) {
+template <typename A>
+__global__ void __launch_bounds__(THREADS) to_floats(float *__restrict__ y, const void *__restrict__ in, int64_t n) {
     int64_t at = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * A::W;
     float f[A::W];
     if (at + A::W <= n) {

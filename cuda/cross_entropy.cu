@@ -1,8 +1,9 @@
 /* cross_entropy.cu: the loss over rows of logits and its gradient in place.
  *
- * Bound by memory: a row of 202,048 logits in bf16 is 400 kB, more than shared memory holds. A block reads it once for its maximum
- * and the sum of exponentials together, and once more for the gradient, backwards, because what it read last is still in the cache.
- * Exponentials are of z - max, never of z - lse: the small sum then keeps all its digits however large the logits are. */
+ * Bound by memory: a row of 202,048 logits in bf16 is 400 kB, more than shared memory holds. A block reads it once for its
+ * maximum and the sum of exponentials together, and once more for the gradient, backwards, because what it read last is still in
+ * the cache. Exponentials are of z - max, never of z - lse: the small sum then keeps all its digits however large the logits are.
+ */
 #include <float.h>
 
 #include "cuda/device.cuh"
@@ -19,7 +20,8 @@ typedef struct row_sum {
 
 /* Takes more logits into the sum of a thread. __expf is off by |1.2 (z - max)| + 2 units in the last place at most: large only
  * where the term is small. */
-template <int W> static __device__ __forceinline__ void add_exponentials(float &max, float &sum, const float (&z)[W]) {
+template <int W>
+static __device__ __forceinline__ void add_exponentials(float &max, float &sum, const float (&z)[W]) {
     float larger = max;
 #pragma unroll
     for (int i = 0; i < W; i++) larger = fmaxf(larger, z[i]);
@@ -32,7 +34,8 @@ template <int W> static __device__ __forceinline__ void add_exponentials(float &
 }
 
 /* The maximum and the sum over a row, known to all threads of the block. */
-template <typename A, int T> static __device__ row_sum sum_row(const void *z, int64_t row, int64_t V) {
+template <typename A, int T>
+static __device__ row_sum sum_row(const void *z, int64_t row, int64_t V) {
     float max = -FLT_MAX, sum = 0; /* finite: logits of -infinity then add 0 */
     for (int64_t first = threadIdx.x * A::W; first < V; first += IN_FLIGHT * T * A::W) {
         pack<A> held[IN_FLIGHT];
@@ -77,14 +80,16 @@ static __device__ void write_gradient(void *z, int32_t target, float target_grad
     }
 }
 
-template <typename A, int T> static __device__ void clear_row(void *z, int64_t row, int64_t V) {
+template <typename A, int T>
+static __device__ void clear_row(void *z, int64_t row, int64_t V) {
     for (int64_t v = threadIdx.x * A::W; v < V; v += T * A::W) store_pack<A>(z, row + v, zero_pack<A>());
 }
 
 /* Block n takes row n. */
 template <typename A, int T>
-__global__ void __launch_bounds__(T, 1) cross_entropy(float *losses, float *z_losses, void *z, const int32_t *__restrict__ targets,
-                                                   float scale, float z_loss, bool backward, int64_t V) {
+__global__ void __launch_bounds__(T, 1)
+    cross_entropy(float *losses, float *z_losses, void *z, const int32_t *__restrict__ targets, float scale, float z_loss,
+                  bool backward, int64_t V) {
     __shared__ float factor, target_gradient;
     int64_t n = blockIdx.x, row = n * V;
     int32_t target = targets[n];

@@ -1,9 +1,9 @@
 /* embedding.cu: rows of the embedding matrix looked up, and their gradients added.
  *
- * A token occurs many times, and its gradients are added in the order of n, as on the CPU. So the positions are sorted by token on
- * the device, and each token's run is added by one block, sixteen rows in flight at a time. The keys hold the position too: no two
- * are equal, and any correct sort gives the same result. A bitonic sort is short, and its 20 launches for 65,536 tokens cost less
- * than a thousandth of their training step. */
+ * A token occurs many times, and its gradients are added in the order of n, as on the CPU. So the positions are sorted by token
+ * on the device, and each token's run is added by one block, sixteen rows in flight at a time. The keys hold the position too: no
+ * two are equal, and any correct sort gives the same result. A bitonic sort is short, and its 20 launches for 65,536 tokens cost
+ * less than a thousandth of their training step. */
 #include <assert.h>
 
 #include "cuda/device.cuh"
@@ -48,7 +48,9 @@ static int64_t padded(int64_t N) {
     return length;
 }
 
-size_t cuda_embedding_scratch(const op_limits *limits) { return (size_t)padded((int64_t)limits->B * limits->T) * sizeof(sort_key); }
+size_t cuda_embedding_scratch(const op_limits *limits) {
+    return (size_t)padded((int64_t)limits->B * limits->T) * sizeof(sort_key);
+}
 
 static __device__ __forceinline__ void order_pair(sort_key *low, sort_key *high, bool upwards) {
     sort_key a = *low, b = *high;
@@ -73,8 +75,8 @@ static __device__ __forceinline__ void merge_tile(sort_key *tile, int64_t first,
 }
 
 /* Makes the keys of a tile and sorts them, upwards and downwards in turn. */
-static __global__ void __launch_bounds__(SORT_THREADS) sort_tiles(sort_key *__restrict__ keys, const int32_t *__restrict__ tokens,
-                                                                  int64_t N) {
+static __global__ void __launch_bounds__(SORT_THREADS)
+    sort_tiles(sort_key *__restrict__ keys, const int32_t *__restrict__ tokens, int64_t N) {
     __shared__ sort_key tile[TILE];
     int64_t first = (int64_t)blockIdx.x * TILE;
     for (int i = threadIdx.x; i < TILE; i += SORT_THREADS) {
@@ -87,7 +89,8 @@ static __global__ void __launch_bounds__(SORT_THREADS) sort_tiles(sort_key *__re
 }
 
 /* One step with a stride that is wider than a tile. */
-static __global__ void __launch_bounds__(SORT_THREADS) order_pairs(sort_key *keys, int64_t size, int64_t stride, int64_t n_pairs) {
+static __global__ void __launch_bounds__(SORT_THREADS)
+    order_pairs(sort_key *keys, int64_t size, int64_t stride, int64_t n_pairs) {
     int64_t i = (int64_t)blockIdx.x * SORT_THREADS + threadIdx.x;
     if (i >= n_pairs) return;
     int64_t at = pair_start(i, stride);

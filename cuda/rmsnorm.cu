@@ -1,15 +1,16 @@
 /* rmsnorm.cu: RMSNorm fused with the residual addition before it, forward and backward.
  *
  * Both passes are bound by memory, so each row is read once, all of its loads in flight together, and held in registers while its
- * mean is taken. A row is worked on by a team of threads: a warp, whose sums need no barriers, for rows of up to 2,048 bf16 numbers,
- * and a block for longer ones. The weight gradient is summed by a block over a fixed number of tokens, and the blocks' sums are
- * added in order by a second kernel: its bits depend on N, not on the device. */
+ * mean is taken. A row is worked on by a team of threads: a warp, whose sums need no barriers, for rows of up to 2,048 bf16
+ * numbers, and a block for longer ones. The weight gradient is summed by a block over a fixed number of tokens, and the blocks'
+ * sums are added in order by a second kernel: its bits depend on N, not on the device. */
 #include <assert.h>
 
 #include "cuda/device.cuh"
 
 /* Packs that a thread holds of a row. */
-template <typename A> constexpr int PACKS = A::W == 1 ? 32 : 8;
+template <typename A>
+constexpr int PACKS = A::W == 1 ? 32 : 8;
 
 constexpr int BLOCK = block_threads(128); /* teams of a warp share one */
 constexpr int LONG_TEAM = 256;            /* threads for a long row; fewer would not hold it */
@@ -17,14 +18,16 @@ constexpr int LONG_TEAM = 256;            /* threads for a long row; fewer would
 constexpr int MOST_C = 8192; /* what a block of LONG_TEAM holds in either format, in registers and in shared memory */
 
 /* Threads of a block of teams of T. */
-template <int T> constexpr int BLOCK_OF = T == WARP ? BLOCK : T;
+template <int T>
+constexpr int BLOCK_OF = T == WARP ? BLOCK : T;
 
 size_t cuda_rmsnorm_scratch(const op_limits *limits) {
     return (size_t)cuda_token_blocks((int64_t)limits->B * limits->T) * (size_t)limits->C * sizeof(float);
 }
 
 /* Calls f with the access that suits the rows and the size of team that holds one. */
-template <typename F> static void with_team(dtype x, bool wide, int C, F f) {
+template <typename F>
+static void with_team(dtype x, bool wide, int C, F f) {
     with_access(x, wide, [&](auto a) {
         constexpr int held = PACKS<decltype(a)> * decltype(a)::W; /* by a thread */
         assert(C <= MOST_C && C <= held * LONG_TEAM);
@@ -47,7 +50,8 @@ __device__ __forceinline__ void load_row(pack<A> (&held)[PACKS<A>], const void *
 
 /* h_out = h + delta, rounded, which then is what is normed */
 template <typename A, int T>
-__device__ __forceinline__ void add_delta(pack<A> (&held)[PACKS<A>], void *h_out, const void *delta, int64_t row, int lane, int C) {
+__device__ __forceinline__ void add_delta(pack<A> (&held)[PACKS<A>], void *h_out, const void *delta, int64_t row, int lane,
+                                          int C) {
     pack<A> added[PACKS<A>];
     load_row<A, T>(added, delta, row, lane, C);
 #pragma unroll
@@ -141,8 +145,7 @@ __device__ __forceinline__ void add_gradient(void *to, int64_t row, const pack<A
         unpack<A>(f, dh[p]);
         load<A>(weight, w, c);
 #pragma unroll
-        for (int i = 0; i < A::W; i++)
-            f[i] += r * (to_float(dy[p].element[i]) * weight[i] - to_float(h[p].element[i]) * pull);
+        for (int i = 0; i < A::W; i++) f[i] += r * (to_float(dy[p].element[i]) * weight[i] - to_float(h[p].element[i]) * pull);
         store<A>(to, row + c, f);
     }
 }
@@ -151,8 +154,8 @@ __device__ __forceinline__ void add_gradient(void *to, int64_t row, const pack<A
  * shared memory, where registers would not be enough beside the rows. */
 template <typename A, int T>
 __global__ void __launch_bounds__(BLOCK_OF<T>, T == WARP ? 2 : 1)
-    rmsnorm_backward(void *dh, float *__restrict__ partials /* (blocks,C) */, const void *__restrict__ dy, const void *__restrict__ h,
-                     const float *__restrict__ rstd, const void *__restrict__ w, int64_t N, int C) {
+    rmsnorm_backward(void *dh, float *__restrict__ partials /* (blocks,C) */, const void *__restrict__ dy,
+                     const void *__restrict__ h, const float *__restrict__ rstd, const void *__restrict__ w, int64_t N, int C) {
     DYN_SMEM(float, sums); /* (teams,C) */
     constexpr int teams = BLOCK_OF<T> / T;
     int team = threadIdx.x / T, lane = threadIdx.x % T;

@@ -1,9 +1,9 @@
 /* rope.cu: the normalisation and rotation of query and key heads, forward and backward.
  *
  * Bound by memory: one pass over the heads, in place. A warp takes a token, whose cosines and sines its lanes keep for all the
- * heads; a head of 64 bf16 numbers is four lanes' work, so a warp has eight at a time. A lane holds whole pairs whichever way they
- * are laid out, and the arithmetic does not know the layout. The weight gradients of the rms norm are summed by a block over a
- * fixed number of tokens, and the blocks' sums are added in order by a second kernel. */
+ * heads; a head of 64 bf16 numbers is four lanes' work, so a warp has eight at a time. A lane holds whole pairs whichever way
+ * they are laid out, and the arithmetic does not know the layout. The weight gradients of the rms norm are summed by a block over
+ * a fixed number of tokens, and the blocks' sums are added in order by a second kernel. */
 #include <assert.h>
 
 #include "cuda/device.cuh"
@@ -13,7 +13,8 @@ constexpr int WARPS = BLOCK / WARP;
 constexpr int MOST_D = 256;
 
 /* How many times W pairs a lane has of a head: with wide accesses a warp holds a head of MOST_D. */
-template <int W> constexpr int SLOTS = W == 1 ? MOST_D / 2 / WARP : 1;
+template <int W>
+constexpr int SLOTS = W == 1 ? MOST_D / 2 / WARP : 1;
 
 constexpr int64_t NO_HEAD = -1; /* where a head starts that a lane has not: it reads zeros and writes nothing */
 
@@ -27,15 +28,16 @@ typedef struct rope_call {
 } rope_call;
 
 /* What a lane holds of a head: both elements of its pairs, or a number for each of them. */
-template <int W> struct pairs_of {
+template <int W>
+struct pairs_of {
     float first[SLOTS<W>][W], second[SLOTS<W>][W];
 };
 
-#define FOR_PAIRS(W, s, i)                                                                                                         \
-    _Pragma("unroll") for (int s = 0; s < SLOTS<W>; s++) _Pragma("unroll") for (int i = 0; i < W; i++)
+#define FOR_PAIRS(W, s, i) _Pragma("unroll") for (int s = 0; s < SLOTS<W>; s++) _Pragma("unroll") for (int i = 0; i < W; i++)
 
 /* The first pair of a lane's slot; if it is D/2 or more, the slot is empty. */
-template <int W> static __device__ __forceinline__ int pair_of(int slot, const rope_call &call) {
+template <int W>
+static __device__ __forceinline__ int pair_of(int slot, const rope_call &call) {
     return (slot * call.lanes + (int)threadIdx.x % call.lanes) * W;
 }
 
@@ -101,7 +103,8 @@ static __device__ __forceinline__ pairs_of<W> load_angles(const float *cosines, 
 }
 
 /* u = R u; with -1 for `direction`, u = R^-1 u. */
-template <int W> static __device__ __forceinline__ void rotate(pairs_of<W> &u, const pairs_of<W> &angles, float direction) {
+template <int W>
+static __device__ __forceinline__ void rotate(pairs_of<W> &u, const pairs_of<W> &angles, float direction) {
     FOR_PAIRS(W, s, i) {
         float a = u.first[s][i], b = u.second[s][i], cosine = angles.first[s][i], sine = direction * angles.second[s][i];
         u.first[s][i] = a * cosine - b * sine;
@@ -110,7 +113,8 @@ template <int W> static __device__ __forceinline__ void rotate(pairs_of<W> &u, c
 }
 
 /* u *= v, number by number */
-template <int W> static __device__ __forceinline__ void multiply(pairs_of<W> &u, const pairs_of<W> &v) {
+template <int W>
+static __device__ __forceinline__ void multiply(pairs_of<W> &u, const pairs_of<W> &v) {
     FOR_PAIRS(W, s, i) {
         u.first[s][i] *= v.first[s][i];
         u.second[s][i] *= v.second[s][i];
@@ -126,7 +130,8 @@ static __device__ __forceinline__ float mean_product(const pairs_of<W> &u, const
 }
 
 /* Calls f(call, a) with the access and the number of lanes that suit heads of D. */
-template <typename F> static void with_lanes(dtype x, bool wide, rope_call call, F f) {
+template <typename F>
+static void with_lanes(dtype x, bool wide, rope_call call, F f) {
     assert(call.D <= MOST_D && call.D % 2 == 0);
     with_access(x, wide, [&](auto a) {
         call.lanes = 1;
@@ -184,7 +189,8 @@ size_t cuda_qk_rope_scratch(const op_limits *limits) {
 }
 
 /* g = r * (g - u * pull): what a norm leaves of a gradient */
-template <int W> static __device__ __forceinline__ void norm_gradient(pairs_of<W> &g, const pairs_of<W> &u, float r, float pull) {
+template <int W>
+static __device__ __forceinline__ void norm_gradient(pairs_of<W> &g, const pairs_of<W> &u, float r, float pull) {
     FOR_PAIRS(W, s, i) {
         g.first[s][i] = r * (g.first[s][i] - u.first[s][i] * pull);
         g.second[s][i] = r * (g.second[s][i] - u.second[s][i] * pull);
@@ -227,9 +233,9 @@ static __device__ __forceinline__ void head_backward(void *dqkv, const void *qkv
 }
 
 /* sums (D) = dw, over the heads that the warp had at the same time */
-template <int W> static __device__ __forceinline__ void add_groups(float *sums, pairs_of<W> &dw, const rope_call &call) {
-    for (int step = call.lanes; step < WARP; step *= 2)
-        FOR_PAIRS(W, s, i) {
+template <int W>
+static __device__ __forceinline__ void add_groups(float *sums, pairs_of<W> &dw, const rope_call &call) {
+    for (int step = call.lanes; step < WARP; step *= 2) FOR_PAIRS(W, s, i) {
             dw.first[s][i] += __shfl_xor_sync(0xffffffffu, dw.first[s][i], step);
             dw.second[s][i] += __shfl_xor_sync(0xffffffffu, dw.second[s][i], step);
         }

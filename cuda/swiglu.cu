@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(THREADS) swiglu_forward(void *__restrict__ y, 
     }
 }
 
-template <typename A> __global__ void __launch_bounds__(THREADS) swiglu_backward(void *gate_up, void *dy_y, int F) {
+template <typename A>
+__global__ void __launch_bounds__(THREADS) swiglu_backward(void *gate_up, void *dy_y, int F) {
     int64_t y_at = (int64_t)blockIdx.x * F, gate_at = 2 * y_at, up_at = gate_at + F;
     for (int f = threadIdx.x * A::W; f < F; f += THREADS * A::W) {
         float gate[A::W], up[A::W], dy[A::W];

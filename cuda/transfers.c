@@ -14,9 +14,7 @@ enum {
     RING_BYTES = 32 << 20,
     PIECE = 4 << 20, /* of a large copy: one is filled while another is on its way */
     ALIGN = 256,
-    N_MARKS = 512,
-    N_POSTS = 8,
-    POST_BYTES = 64
+    N_MARKS = 512
 };
 
 /* A piece of the ring in use: up to `end`, until `passed`. */
@@ -30,8 +28,8 @@ struct transfers {
     int64_t given, free_to;          /* bytes handed out and taken back since the start; at ring[n % RING_BYTES] */
     mark marks[N_MARKS];             /* of pieces in use: [first_mark, next_mark), modulo N_MARKS */
     int64_t first_mark, next_mark;
-    char (*posts)[POST_BYTES];       /* (N_POSTS) pinned */
-    cudaEvent_t posted[N_POSTS];
+    char (*posts)[POST_BYTES];       /* (POSTS) pinned */
+    cudaEvent_t posted[POSTS];
     int64_t n_posted, n_fetched;
 };
 
@@ -41,7 +39,7 @@ static cudaError_t make_events(struct transfers *t) {
     cudaError_t failed = cudaSuccess;
     for (int i = 0; i < N_MARKS && !failed; i++)
         failed = cudaEventCreateWithFlags(&t->marks[i].passed, cudaEventDisableTiming);
-    for (int i = 0; i < N_POSTS && !failed; i++) failed = cudaEventCreateWithFlags(&t->posted[i], cudaEventDisableTiming);
+    for (int i = 0; i < POSTS && !failed; i++) failed = cudaEventCreateWithFlags(&t->posted[i], cudaEventDisableTiming);
     return failed;
 }
 
@@ -50,7 +48,7 @@ int cuda_transfers_open(backend *b, error *err) {
     if (t == NULL) return error_set(err, STATUS_RESOURCE, "no memory for the CUDA backend");
     void *ring = NULL, *posts = NULL;
     cudaError_t failed = cudaMallocHost(&ring, RING_BYTES);
-    if (!failed) failed = cudaMallocHost(&posts, sizeof *t->posts * N_POSTS);
+    if (!failed) failed = cudaMallocHost(&posts, sizeof *t->posts * POSTS);
     t->ring = ring;
     t->posts = posts;
     if (!failed) failed = make_events(t);
@@ -66,7 +64,7 @@ void cuda_transfers_close(backend *b) {
     if (t == NULL) return;
     for (int i = 0; i < N_MARKS; i++)
         if (t->marks[i].passed) cudaEventDestroy(t->marks[i].passed);
-    for (int i = 0; i < N_POSTS; i++)
+    for (int i = 0; i < POSTS; i++)
         if (t->posted[i]) cudaEventDestroy(t->posted[i]);
     cudaFreeHost(t->ring);
     cudaFreeHost(t->posts);
@@ -152,8 +150,8 @@ void cuda_copy_out(backend *b, void *host, const void *device, size_t bytes) {
 
 void cuda_post(backend *b, const void *device, size_t bytes) {
     struct transfers *t = b->transfers;
-    assert(bytes <= POST_BYTES && t->n_posted - t->n_fetched < N_POSTS);
-    int64_t slot = t->n_posted++ % N_POSTS;
+    assert(bytes <= POST_BYTES && t->n_posted - t->n_fetched < POSTS);
+    int64_t slot = t->n_posted++ % POSTS;
     cuda_check(b, "post", cudaMemcpyAsync(t->posts[slot], device, bytes, cudaMemcpyDeviceToHost, b->stream));
     cuda_check(b, "cudaEventRecord", cudaEventRecord(t->posted[slot], b->stream));
 }
@@ -161,7 +159,7 @@ void cuda_post(backend *b, const void *device, size_t bytes) {
 int cuda_fetch(backend *b, void *host, size_t bytes, error *err) {
     struct transfers *t = b->transfers;
     assert(bytes <= POST_BYTES && t->n_fetched < t->n_posted);
-    int64_t slot = t->n_fetched++ % N_POSTS;
+    int64_t slot = t->n_fetched++ % POSTS;
     cuda_enter_wait(b);
     int failed = cuda_wait(b, t->posted[slot]);
     cuda_leave_wait(b);

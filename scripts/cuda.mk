@@ -21,7 +21,7 @@ CUDA_LEFT_OUT = cuda/none.c
 CUDA_OBJECTS = $(patsubst %.cu,$(BUILD)/obj/%.cu.o,$(wildcard cuda/*.cu))
 CUDA_LIBS = -L$(CUDA)/lib64 -L$(CUDA)/lib -lcudart_static -ldl -lrt -lpthread -Wl,--push-state,--as-needed -lstdc++ -Wl,--pop-state
 # cuDNN's attention, where its headers are; the frontend's come with make setup-cuda.
-CUDNN_FRONTEND ?= $(wildcard build/cuda/frontend)
+CUDNN_FRONTEND ?= $(wildcard build/cuda-frontend)
 ifneq ($(and $(CUDNN_FRONTEND),$(wildcard $(CUDA)/include/cudnn.h),$(wildcard cuda/attention_cudnn.cpp)),)
 CUDA_OBJECTS += $(BUILD)/obj/cuda/attention_cudnn.cpp.o
 $(BUILD)/obj/cuda/attention.o: private FLAGS += -DMOBILELLM_CUDNN

@@ -33,13 +33,13 @@ fi
 say "CUDA compiler: $toolkit/bin/nvcc, $("$toolkit/bin/nvcc" --version | grep -o 'V[0-9.]*$')"
 
 # Without what it depends on, which is a gigabyte of Python that compiles kernels.
-headers=build/venv-frontend/$frontend
-if [[ -f $toolkit/include/cudnn.h && ! -d $headers ]]; then
+if [[ -f $toolkit/include/cudnn.h && ! -d $environment/$frontend ]]; then
     say "loading the headers of $frontend"
-    mkdir -p build/venv-frontend
-    rm -rf build/venv-frontend/new
-    VENV=$environment scripts/setup.sh cuda-frontend
-    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --retries 5 --no-deps --target build/venv-frontend/new "$frontend"
-    mv build/venv-frontend/new "$headers"
+    [[ -x $environment/bin/python ]] || python3 -m venv "$environment"
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --retries 5 --no-deps --target "$environment/$frontend" "$frontend"
 fi
-if [[ -d $headers ]]; then ln -sfn "venv-frontend/$frontend" build/cuda-frontend; else say "no cudnn.h: attention by our own kernels alone"; fi
+if [[ -d $environment/$frontend ]]; then
+    ln -sfn "venv-cuda/$frontend" build/cuda-frontend
+else
+    say "no cudnn.h: attention by our own kernels alone"
+fi

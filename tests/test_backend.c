@@ -87,7 +87,7 @@ static void sync_reports_the_first_failure(void **state) {
     cpu_fail(t.b, STATUS_INTERNAL, "second", "that");
     assert_int_equal(t.ops->sync(t.b, &err), -1);
     assert_string_equal(err.text, "first: this");
-    assert_int_equal(err.code, STATUS_INTERNAL);
+    assert_int_equal(err.code, STATUS_RESOURCE);
     assert_int_equal(t.ops->sync(t.b, &err), 0);
     testing_close(&t);
 }

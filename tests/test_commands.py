@@ -256,7 +256,7 @@ def test_an_unknown_vocabulary_goes_by_token_ids(start, corpus, tmp_path):
         (tmp_path / f"ids{ending}").write_bytes((corpus / f"train{ending}").read_bytes())
     card = json.loads((tmp_path / "ids.json").read_text())
     (tmp_path / "ids.json").write_text(json.dumps({**card, "tokenizer": "bpe", "tokenizer_hash": "sha256:" + 64 * "0"}))
-    directory, arguments = start(data__train=f"[{{prefix: {tmp_path}/ids}}]", train__tokens=768)
+    directory, arguments = start(data__train=f"[{{prefix: {tmp_path}/ids}}]", train__tokens=1536)
     run(*arguments)
     refused("generate", directory, "--prompt", "the", says=["sha256:000", "data/prepare.py encode", "--prompt-tokens"], status=2)
     out, _ = run("generate", directory, "--prompt-tokens", "116 104", "--n-tokens", "3", "--temperature", "0")

@@ -138,6 +138,19 @@ int barrier(vote what, bool mine, place at) {
 
 /* ---- running ---- */
 
+/* Others of the block may wait for the thread that returns, and would for ever. */
+static void check_nobody_waits(const block *b, int thread) {
+    if (b->n_waiting)
+        fatal("kernel %s: thread %d has returned, others of the block are at the barrier %s:%d", b->call->name, thread,
+              b->barrier_at.file, b->barrier_at.line);
+    for (unsigned left = b->warps[thread / LANES].arrived; left; left &= left - 1) {
+        const lane *l = &b->lanes[thread / LANES * LANES + __builtin_ctz(left)];
+        if (l->mask >> thread % LANES & 1)
+            fatal("kernel %s, %s:%d: the mask %08x names lane %d, which has returned", b->call->name, l->at.file, l->at.line,
+                  l->mask, thread % LANES);
+    }
+}
+
 static void run_thread(block *b, int thread) {
     happens_after(b->sync.start);
     b->call->run(b->call->bound);
@@ -149,9 +162,7 @@ static void run_thread(block *b, int thread) {
     l->state = state::returned;
     b->n_returned++;
     b->warps[thread / LANES].live &= ~(1u << thread % LANES);
-    if (b->n_waiting)
-        fatal("kernel %s: thread %d has returned, others of the block are at the barrier %s:%d", b->call->name, thread,
-              b->barrier_at.file, b->barrier_at.line);
+    check_nobody_waits(b, thread);
 }
 
 static void fiber_main() {

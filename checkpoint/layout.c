@@ -104,13 +104,14 @@ static int put_info(hid_t root, const checkpoint_info *info, const dataset *sets
     return failed ? -1 : 0;
 }
 
-/* The newest form of the file that HDF5 1.8 reads: its metadata carry checksums. */
+/* The newest form of the file that HDF5 1.8 reads: its metadata carry checksums. What is as large as a page begins at one:
+ * processors copy several times faster between memory and the file's pages where the last bits of both addresses agree. */
 static hid_t create_file(const char *path) {
-    enum { ATTRIBUTES = 64 }; /* this many stay in the root's header, where everyone finds them at once */
+    enum { ATTRIBUTES = 64, PAGE = 4096 }; /* this many stay in the root's header, where everyone finds them at once */
     hid_t access = H5Pcreate(H5P_FILE_ACCESS), creation = H5Pcreate(H5P_FILE_CREATE), file = -1;
     if (access >= 0 && creation >= 0 && H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V18) >= 0 &&
-        H5Pset_file_locking(access, 0, 1) >= 0 && H5Pset_attr_phase_change(creation, ATTRIBUTES, 0) >= 0 &&
-        H5Pset_obj_track_times(creation, 0) >= 0 &&
+        H5Pset_file_locking(access, 0, 1) >= 0 && H5Pset_alignment(access, PAGE, PAGE) >= 0 &&
+        H5Pset_attr_phase_change(creation, ATTRIBUTES, 0) >= 0 && H5Pset_obj_track_times(creation, 0) >= 0 &&
         H5Pset_link_creation_order(creation, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED) >= 0)
         file = H5Fcreate(path, H5F_ACC_TRUNC, creation, access);
     if (access >= 0) H5Pclose(access);

@@ -153,6 +153,11 @@ static size_t memory_available(backend *b, int local_size) {
     return system_memory_available() / (size_t)local_size;
 }
 
+static size_t memory_used(backend *b) {
+    (void)b;
+    return process_memory();
+}
+
 static void *alloc_memory(backend *b, size_t bytes, error *err) {
     (void)b;
     if (bytes == 0) return NULL;
@@ -215,6 +220,7 @@ const ops *cpu_ops(void) {
         .check = check,
         .peak_flops = peak_flops,
         .memory_available = memory_available,
+        .memory_used = memory_used,
         .alloc = alloc_memory,
         .free = free_memory,
         .copy_in = copy_memory,

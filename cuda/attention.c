@@ -1,80 +1,68 @@
-/* attention.c: attention by our own kernels: what a call is for them, and their scratch memory. */
+/* attention.c: attention by cuDNN where it has a plan for the shape, by our own kernels otherwise, and the memory of both.
+ *
+ * cuDNN is asked in bf16, for rows of one document, and head sizes that are multiples of 8; packed documents are our own kernels'.
+ * Its backward pass that gives the same bits each time sums dq of every 128 keys in memory of its own, in proportion to T^2:
+ * 285 MB for a row of 2,048 positions and 32 heads of 64. So it takes as many rows at once as WORKSPACE has room for, and if
+ * that is none, our own backward pass, which needs no such memory, runs. The plans of the largest shape are made when scratch
+ * memory is planned, those of another (a window, fewer rows) when it comes first: half a second of the host each.
+ *
+ * The environment variable MOBILELLM_ATTENTION says `own` or `cudnn`, for tests and comparisons: one of them always, and with
+ * cudnn a failure where it refuses what it would have been asked for. */
+#include "cuda/attention.h"
+
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
-#include "cuda/attention.h"
+#include "cuda/attention_cudnn.h"
 #include "util/arena.h"
 
-int cuda_attention_open(backend *b, error *err) {
-    (void)b, (void)err;
-    return 0;
+static const size_t WORKSPACE = (size_t)512 << 20; /* bytes that a plan may run with */
+
+enum { MAX_PLANS = 64 }; /* shapes of a run: each window, and its last batch, forward and backward */
+
+/* What cuDNN has said to a shape. */
+typedef struct answer {
+    cudnn_shape shape; /* of the whole call */
+    cudnn_plan *plan;  /* for `rows` of its B rows at once; NULL: refused */
+    int rows;
+} answer;
+
+struct attention_plans {
+    bool only_cudnn;
+    cudnn_attention *cudnn; /* NULL: our own kernels only */
+    int n;
+    answer answers[MAX_PLANS];
+    char notice[400]; /* why our own kernels run where cuDNN was asked; the first reason */
+};
+
+/* ---- opening ---- */
+
+#ifdef MOBILELLM_CUDNN
+static int open_cudnn(backend *b, error *err) {
+    error none;
+    (void)libraries_open(b->libraries, LIBRARY_NVRTC, &none); /* cuDNN opens it by its bare name, and so finds this one */
+    if (libraries_open(b->libraries, LIBRARY_CUDNN, err)) return -1;
+    return cudnn_attention_open(&b->attention->cudnn, b->libraries, b->stream, err);
 }
-
-void cuda_attention_close(backend *b) { (void)b; }
-
-/* What the kernels share between them. */
-typedef struct statistics {
-    int32_t *first, *last; /* (B,T) */
-    float *delta;          /* (B,H,T) */
-} statistics;
-
-static statistics allocate(arena *memory, int B, int T, int H) {
-    size_t N = (size_t)B * (size_t)T;
-    statistics s;
-    s.first = arena_alloc(memory, "attention", N * sizeof *s.first);
-    s.last = arena_alloc(memory, "attention", N * sizeof *s.last);
-    s.delta = arena_alloc(memory, "attention", N * (size_t)H * sizeof *s.delta);
-    return s;
-}
-
-size_t cuda_attention_scratch(const backend *b, const op_limits *limits) {
+#else
+static int open_cudnn(backend *b, error *err) {
     (void)b;
-    if (limits->K == 0) return 0;
-    arena dry = arena_dry();
-    allocate(&dry, limits->B, limits->T, limits->H);
-    return dry.peak;
+    return error_set(err, STATUS_RESOURCE, "this program was built without cuDNN (make setup-cuda says what it lacked)");
 }
-
-/* A call for the kernels, with its memory, and the bounds of its documents found. False, and the failure kept: not a head size
- * of theirs. */
-static bool begin(backend *b, attention *a, statistics *s, const int32_t *doc, int window, int B, int T, int H, int K, int D) {
-    if (D > ATTENTION_MAX_D) {
-        char why[80];
-        snprintf(why, sizeof why, "model.head_dim is %d, and the CUDA backend takes at most %d", D, ATTENTION_MAX_D);
-        cuda_fail(b, "attention", why);
-        return false;
-    }
-    *a = (attention){.B = B, .T = T, .H = H, .K = K, .D = D, .window = window > 0 && window < T ? window : T};
-    a->row = (int64_t)(H + 2 * K) * D;
-    a->scale = 1.0f / sqrtf((float)D);
-    arena scratch = arena_on(b->scratch, b->scratch_bytes);
-    *s = allocate(&scratch, B, T, H);
-    if (doc) {
-        cuda_attention_bounds(b, s->first, s->last, doc, a);
-        a->first = s->first, a->last = s->last;
-    }
-    return true;
+void cudnn_attention_close(cudnn_attention *c) { (void)c; }
+cudnn_plan *cudnn_plan_create(cudnn_attention *c, const cudnn_shape *shape, error *err) {
+    (void)c, (void)shape, (void)err;
+    return NULL;
 }
-
-void cuda_attention_forward(backend *b, void *o, float *lse, const void *qkv, const int32_t *doc, int window, dtype x, int B,
-                            int T, int H, int K, int D) {
-    attention a;
-    statistics s;
-    if (!begin(b, &a, &s, doc, window, B, T, H, K, D)) return;
-    if (x == DTYPE_F32)
-        cuda_attention_forward_f32(b, o, lse, qkv, &a);
-    else
-        cuda_attention_forward_bf16(b, o, lse, qkv, &a);
+void cudnn_plan_destroy(cudnn_plan *plan) { (void)plan; }
+size_t cudnn_plan_workspace(const cudnn_plan *plan) { return (void)plan, 0; }
+int cudnn_plan_forward(cudnn_plan *plan, void *o, float *lse, const void *qkv, void *workspace, error *err) {
+    return (void)plan, (void)o, (void)lse, (void)qkv, (void)workspace, (void)err, -1;
 }
-
-void cuda_attention_backward(backend *b, void *dqkv, const void *d_o, const void *o, const float *lse, const void *qkv,
-                             const int32_t *doc, int window, dtype x, int B, int T, int H, int K, int D) {
-    attention a;
-    statistics s;
-    if (!begin(b, &a, &s, doc, window, B, T, H, K, D)) return;
-    cuda_attention_delta(b, s.delta, d_o, o, x, &a);
-    if (x == DTYPE_F32)
-        cuda_attention_backward_f32(b, dqkv, d_o, lse, s.delta, qkv, &a);
-    else
-        cuda_attention_backward_bf16(b, dqkv, d_o, lse, s.delta, qkv, &a);
+int cudnn_plan_backward(cudnn_plan *plan, void *dqkv, const void *d_o, const void *o, const float *lse, const void *qkv,
+                        void *workspace, error *err) {
+    return (void)plan, (void)dqkv, (void)d_o, (void)o, (void)lse, (void)qkv, (void)workspace, (void)err, -1;
 }
+#endif

@@ -1,7 +1,7 @@
 /* backend.c: a GPU as a backend: finding and opening it, its memory, waiting for it, and the table of its ops.
  *
- * All work is enqueued on one stream and runs behind the host. A failure on the device is therefore seen late, at the next call of
- * the runtime; it is kept with the name of that call, and `sync` and `fetch` tell it. */
+ * All work is enqueued on one stream and runs behind the host. A failure on the device is therefore seen late, at the next call
+ * of the runtime; it is kept with the name of that call, and `sync` and `fetch` tell it. */
 #include <assert.h>
 #include <ctype.h>
 #include <stdio.h>
@@ -11,6 +11,7 @@
 
 #include "cuda/cuda.h"
 #include "cuda/libraries.h"
+#include "cuda/plan.h"
 #include "util/system.h"
 
 enum { LEAST_CAPABILITY = 80, POLL_US = 20 };
@@ -37,8 +38,9 @@ static int no_gpu(error *err, cudaError_t why) {
         return error_set(err, STATUS_RESOURCE,
                          "device: cuda needs an NVIDIA GPU, and this machine has no NVIDIA driver%s%s%s.\n"
                          "Install one for CUDA %d.%d or later, start the container with its GPUs, or use device: cpu.",
-                         *release ? " in reach (release " : "", release, *release ? " is loaded; the program finds no libcuda.so.1)" : "",
-                         CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+                         *release ? " in reach (release " : "", release,
+                         *release ? " is loaded; the program finds no libcuda.so.1)" : "", CUDART_VERSION / 1000,
+                         CUDART_VERSION % 1000 / 10);
     if (driver / 1000 < CUDART_VERSION / 1000)
         return error_set(err, STATUS_RESOURCE,
                          "the NVIDIA driver%s%s is for CUDA %d.%d, and this program was built with CUDA %d.%d.\n"
@@ -50,7 +52,9 @@ static int no_gpu(error *err, cudaError_t why) {
                      "device: cuda needs an NVIDIA GPU, and the driver shows none (%s; CUDA_VISIBLE_DEVICES %s%s).\n"
                      "See `nvidia-smi`, or use device: cpu.",
                      why == cudaSuccess ? "it counts 0" : cudaGetErrorString(why), visible ? "is " : "is not set",
-                     visible && !*visible ? "empty" : visible ? visible : "");
+                     visible && !*visible ? "empty"
+                     : visible            ? visible
+                                          : "");
 }
 
 /* GPUs in reach, or -1. Whatever keeps the runtime from counting them, none can be used. */
@@ -74,7 +78,8 @@ void cuda_report(FILE *to) {
     for (int i = 0; i < n; i++) {
         struct cudaDeviceProp gpu;
         if (cudaGetDeviceProperties(&gpu, i) == cudaSuccess)
-            fprintf(to, "  GPU %-4d %s, %d SMs, %.0f GiB\n", i, gpu.name, gpu.multiProcessorCount, (double)gpu.totalGlobalMem * 0x1p-30);
+            fprintf(to, "  GPU %-4d %s, %d SMs, %.0f GiB\n", i, gpu.name, gpu.multiProcessorCount,
+                    (double)gpu.totalGlobalMem * 0x1p-30);
     }
     libraries_report(to);
 }
@@ -99,8 +104,9 @@ static int open_gpu(backend *b, int local_rank, error *err) {
     cudaError_t failed = cudaSetDevice(b->device);
     if (!failed) failed = cudaGetDeviceProperties(&gpu, b->device);
     if (failed)
-        return error_set(err, STATUS_RESOURCE, "GPU %d does not open: %s. Is it in use by another, or has it failed? See `nvidia-smi`.",
-                         b->device, cudaGetErrorString(failed));
+        return error_set(err, STATUS_RESOURCE,
+                         "GPU %d does not open: %s. Is it in use by another, or has it failed? See `nvidia-smi`.", b->device,
+                         cudaGetErrorString(failed));
     snprintf(b->name, sizeof b->name, "%s", gpu.name);
     b->n_sm = gpu.multiProcessorCount;
     b->capability = 10 * gpu.major + gpu.minor;
@@ -110,7 +116,8 @@ static int open_gpu(backend *b, int local_rank, error *err) {
                          b->device, b->name, gpu.major, gpu.minor, LEAST_CAPABILITY / 10, LEAST_CAPABILITY % 10);
     failed = cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking);
     if (!failed) failed = cudaEventCreateWithFlags(&b->all_done, cudaEventDisableTiming);
-    return failed ? error_set(err, STATUS_RESOURCE, "GPU %d, %s: no stream: %s", b->device, b->name, cudaGetErrorString(failed)) : 0;
+    return failed ? error_set(err, STATUS_RESOURCE, "GPU %d, %s: no stream: %s", b->device, b->name, cudaGetErrorString(failed))
+                  : 0;
 }
 
 static void describe_gpu(backend *b) {
@@ -138,9 +145,9 @@ static const struct known_gpu {
     const char *name;
     double bf16;
 } known_gpus[] = {
-    {"H100 PCIe", 756e12}, {"H100 NVL", 835e12}, {"H100", 989e12}, {"H200 NVL", 835e12}, {"H200", 989e12}, {"H800", 989e12},
-    {"H20", 148e12},       {"GB200", 2500e12},   {"B200", 2250e12}, {"A100", 312e12},    {"A800", 312e12}, {"A30", 165e12},
-    {"A40", 149.7e12},     {"A10G", 70e12},      {"A10", 125e12},   {"L40S", 362e12},    {"L40", 181e12},  {"L4", 121e12},
+    {"H100 PCIe", 756e12}, {"H100 NVL", 835e12}, {"H100", 989e12},  {"H200 NVL", 835e12}, {"H200", 989e12}, {"H800", 989e12},
+    {"H20", 148e12},       {"GB200", 2500e12},   {"B200", 2250e12}, {"A100", 312e12},     {"A800", 312e12}, {"A30", 165e12},
+    {"A40", 149.7e12},     {"A10G", 70e12},      {"A10", 125e12},   {"L40S", 362e12},     {"L40", 181e12},  {"L4", 121e12},
 };
 
 /* fp32 does not use the tensor cores: 2 operations in each of an SM's 64 (8.0) or 128 lanes and clocks. */
@@ -167,7 +174,6 @@ static void close_backend(backend *b) {
     cuda_transfers_close(b);
     if (b->all_done) cudaEventDestroy(b->all_done);
     if (b->stream) cudaStreamDestroy(b->stream);
-    if (b->libraries) libraries_close(b->libraries);
     free(b->libraries);
     free(b);
 }
@@ -243,6 +249,13 @@ static size_t memory_available(backend *b, int local_size) {
     return available;
 }
 
+/* By whomever: the driver's own and a neighbour's too. */
+static size_t memory_used(backend *b) {
+    size_t available = 0, all = 0;
+    cuda_check(b, "cudaMemGetInfo", cudaMemGetInfo(&available, &all));
+    return all - available;
+}
+
 static void *alloc_memory(backend *b, size_t bytes, error *err) {
     (void)b;
     void *memory = NULL;
@@ -270,8 +283,8 @@ static void zero_memory(backend *b, void *memory, size_t bytes) {
 }
 
 static size_t scratch_bytes(backend *b, const op_limits *limits) {
-    size_t needs[] = {cuda_gemm_scratch(),           cuda_attention_scratch(b, limits), cuda_embedding_scratch(limits),
-                      cuda_rmsnorm_scratch(limits),  cuda_qk_rope_scratch(limits),      cuda_reduce_scratch()};
+    size_t needs[] = {cuda_gemm_scratch(),          cuda_attention_scratch(b, limits), cuda_embedding_scratch(limits),
+                      cuda_rmsnorm_scratch(limits), cuda_qk_rope_scratch(limits),      cuda_reduce_scratch()};
     size_t largest = 0;
     for (size_t i = 0; i < sizeof needs / sizeof *needs; i++)
         if (needs[i] > largest) largest = needs[i];
@@ -295,13 +308,14 @@ const ops *cuda_ops(void) {
         .name = "cuda",
         .host_memory = false,
         .run_ahead = 1,
-        .head_logits = (int64_t)8192 * 202048, /* fewer rows, and adding up the head's gradient chunk by chunk costs more than its products */
+        .head_logits = CUDA_HEAD_LOGITS,
         .open = open_backend,
         .close = close_backend,
         .describe = describe,
         .check = check,
         .peak_flops = peak_flops,
         .memory_available = memory_available,
+        .memory_used = memory_used,
         .alloc = alloc_memory,
         .free = free_memory,
         .copy_in = cuda_copy_in,

@@ -1,10 +1,10 @@
 /* collectives.c: the collectives between GPUs, by NCCL, beside the ops.
  *
  * One communicator, and one stream of its own for all its work: collectives run in the order of the calls, which is the same on
- * all ranks, so that no two of them can wait for each other crosswise. Each starts after the ops enqueued before it; the ops after
- * it go on beside it until `join` makes them wait. A ticket is the number of a collective. Its event may since have been recorded
- * again by a later one: waiting for that one includes it.
- * NCCL's sums are added in an order that its rings fix: the same ranks on the same machines give the same bits. */
+ * all ranks, so that no two of them can wait for each other crosswise. Each starts after the ops enqueued before it; the ops
+ * after it go on beside it until `join` makes them wait. A ticket is the number of a collective. Its event may since have been
+ * recorded again by a later one: waiting for that one includes it. NCCL's sums are added in an order that its rings fix: the same
+ * ranks on the same machines give the same bits. */
 #include <assert.h>
 #include <limits.h>
 #include <stdio.h>
@@ -96,11 +96,12 @@ static int check_alike(const backend *b, const ranks *world, error *err) {
 static int nccl_error(const backend *b, error *err, const char *what, nccl_result failed) {
     const libraries *l = b->libraries;
     const char *more = l->ncclGetLastError(NULL);
-    return error_set(err, failed == NCCL_REMOTE_ERROR ? STATUS_RANK : STATUS_INTERNAL,
-                     "%s: NCCL says %s%s%s.\n"
-                     "Is the network between the machines up? NCCL_DEBUG=INFO makes NCCL tell more, NCCL_SOCKET_IFNAME chooses the\n"
-                     "network.",
-                     what, l->ncclGetErrorString(failed), more && *more ? ": " : "", more ? more : "");
+    return error_set(
+        err, failed == NCCL_REMOTE_ERROR ? STATUS_RANK : STATUS_INTERNAL,
+        "%s: NCCL says %s%s%s.\n"
+        "Is the network between the machines up? NCCL_DEBUG=INFO makes NCCL tell more, NCCL_SOCKET_IFNAME chooses the\n"
+        "network.",
+        what, l->ncclGetErrorString(failed), more && *more ? ": " : "", more ? more : "");
 }
 
 static int start_nccl(backend *b, const ranks *world, error *err) {
@@ -134,7 +135,8 @@ static int prepare(backend *b, const ranks *world, error *err) {
 
 int cuda_connect(backend *b, const ranks *world, error *err) {
     if (world->size == 1) return 0;
-    if (ranks_share(world, prepare(b, world, err), err) || check_alike(b, world, err) || cuda_gemm_share(b, world, err)) return -1;
+    if (ranks_share(world, prepare(b, world, err), err) || check_alike(b, world, err) || cuda_gemm_share(b, world, err))
+        return -1;
     if (ranks_share(world, start_nccl(b, world, err), err)) return -1;
     size_t used = strlen(b->description);
     snprintf(b->description + used, sizeof b->description - used, ", NCCL %s", b->libraries->of[LIBRARY_NCCL].version);
@@ -168,10 +170,16 @@ static void abandon(backend *b, const char *what, nccl_result failed) {
     c->comm = NULL;
 }
 
+/* Whoever goes on after the failure was told is told again. */
+static int lost(backend *b) {
+    cuda_fail(b, "collectives", "the ranks have lost each other");
+    return -1;
+}
+
 int cuda_poll_collectives(backend *b) {
     struct collectives *c = b->collectives;
     if (c == NULL) return 0;
-    if (c->comm == NULL) return -1;
+    if (c->comm == NULL) return lost(b);
     nccl_result state = NCCL_SUCCESS, failed = b->libraries->ncclCommGetAsyncError(c->comm, &state);
     if (failed) state = failed;
     if (state == NCCL_SUCCESS || state == NCCL_IN_PROGRESS) return 0;
@@ -192,7 +200,7 @@ void cuda_leave_wait(backend *b) {
 /* false: there are no others to do it with, or no more. The watch counts the call: a rank that does not come to it is behind. */
 static bool begin(backend *b, const char *call) {
     struct collectives *c = b->collectives;
-    if (c == NULL || c->comm == NULL) return false;
+    if (c == NULL || (c->comm == NULL && lost(b))) return false;
     ranks_enter(&c->world, call);
     cuda_check(b, call, cudaEventRecord(c->before, b->stream));
     cuda_check(b, call, cudaStreamWaitEvent(c->stream, c->before, 0));
@@ -230,8 +238,8 @@ void cuda_all_sum(backend *b, double *values, int n) {
     assert(n <= 8);
     if (!begin(b, call)) return;
     const struct collectives *c = b->collectives;
-    cuda_join(b, end(b, call,
-                     b->libraries->ncclAllReduce(values, values, (size_t)n, NCCL_FLOAT64, NCCL_SUM, c->comm, c->stream)));
+    cuda_join(b,
+              end(b, call, b->libraries->ncclAllReduce(values, values, (size_t)n, NCCL_FLOAT64, NCCL_SUM, c->comm, c->stream)));
 }
 
 void cuda_join(backend *b, int64_t ticket) {

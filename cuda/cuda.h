@@ -32,7 +32,7 @@ struct backend {
     struct transfers *transfers;
     char *scratch; /* lent by the caller */
     size_t scratch_bytes;
-    error failure; /* the first one since the last sync; code STATUS_OK if none */
+    error failure;  /* the first one since the last sync; code STATUS_OK if none */
     char name[256]; /* of the GPU */
     char description[512];
 };
@@ -90,8 +90,8 @@ size_t cuda_gemm_scratch(void);
 int cuda_gemm_share(backend *b, const struct ranks *world, error *err); /* collective: see gemm_choices_share */
 void cuda_linear_forward(backend *b, void *y, const void *in, const void *w, dtype x, int64_t N, int I, int64_t O);
 void cuda_linear_backward_input(backend *b, void *din, const void *dy, const void *w, dtype x, int64_t N, int I, int64_t O);
-void cuda_linear_backward_weight(backend *b, float *dw, const void *dy, const void *in, bool accumulate, dtype x, int64_t N, int I,
-                                 int64_t O);
+void cuda_linear_backward_weight(backend *b, float *dw, const void *dy, const void *in, bool accumulate, dtype x, int64_t N,
+                                 int I, int64_t O);
 
 /* ---- attention (attention.c) ---- */
 

@@ -17,9 +17,10 @@
 
 #include "cuda/cuda.h"
 #include "cuda/libraries.h"
+#include "cuda/plan.h"
 
-enum { MAX_PRODUCTS = 256, MAX_CANDIDATES = 8, TIMED_RUNS = 3, WORKSPACE_BYTES = 32 << 20 /* NVIDIA's advice for Hopper */ };
-static const double worth_timing = 1e9;   /* multiplications; 0.3 ms of an A100 in f32, some microseconds in bf16 */
+enum { MAX_PRODUCTS = 256, MAX_CANDIDATES = 8, TIMED_RUNS = 3, WORKSPACE_BYTES = CUDA_GEMM_WORKSPACE };
+static const double worth_timing = 1e9;    /* multiplications; 0.1 ms of an A100 in f32, some microseconds in bf16 */
 static const double worth_changing = 0.98; /* of the time of a better-placed proposal: what measurements differ by is luck */
 
 /* d = a b, ready to run */
@@ -238,8 +239,8 @@ void cuda_linear_backward_input(backend *b, void *din, const void *dy, const voi
     multiply(b, "linear_backward_input", &shape, &(operands){.d = din, .a = w, .b = dy});
 }
 
-void cuda_linear_backward_weight(backend *b, float *dw, const void *dy, const void *in, bool accumulate, dtype x, int64_t N, int I,
-                                 int64_t O) {
+void cuda_linear_backward_weight(backend *b, float *dw, const void *dy, const void *in, bool accumulate, dtype x, int64_t N,
+                                 int I, int64_t O) {
     gemm_shape shape = {.m = I, .n = O, .k = N, .b_transposed = true, .x = x, .out = DTYPE_F32};
     multiply(b, "linear_backward_weight", &shape, &(operands){.d = dw, .a = in, .b = dy, .accumulate = accumulate});
 }

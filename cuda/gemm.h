@@ -2,7 +2,8 @@
  *
  * Which algorithm a product uses decides its last bits. A choice by timing can fall differently each time, so it is made once for
  * a GPU model, a version of cuBLASLt and a shape, and kept in a file: $XDG_CACHE_HOME/mobilellm/gemm-GPU-VERSION.txt (or
- * ~/.cache). From the second run on nothing is timed, and runs of the same work give the same bits. */
+ * ~/.cache). From the second run on nothing is timed, and runs of the same work give the same bits. MOBILELLM_GEMM_TIMING=0 times
+ * nothing: the library's first proposals, which are the same each time as well. */
 #ifndef MOBILELLM_CUDA_GEMM_H
 #define MOBILELLM_CUDA_GEMM_H
 
@@ -14,8 +15,8 @@
 typedef struct gemm_shape {
     int64_t m, n, k;
     bool a_transposed, b_transposed;
-    dtype x, out;       /* of a and b; of d */
-    int alignment[3];   /* of the addresses of a, b and d: the power of two, up to 256, that divides it */
+    dtype x, out;     /* of a and b; of d */
+    int alignment[3]; /* of the addresses of a, b and d: the power of two, up to 256, that divides it */
 } gemm_shape;
 
 bool gemm_same_shape(const gemm_shape *p, const gemm_shape *q);
@@ -38,7 +39,8 @@ void gemm_choices_close(gemm_choices *c);
 
 const gemm_choice *gemm_choices_find(const gemm_choices *c, const gemm_shape *shape); /* NULL: none */
 
-/* Adds a choice, or replaces the shape's, and writes the file. What cannot be written is kept in memory, and a warning printed once. */
+/* Adds a choice, or replaces the shape's, and writes the file. What cannot be written is kept in memory, and a warning printed
+ * once. */
 void gemm_choices_add(gemm_choices *c, const gemm_choice *choice);
 
 /* Collective: all ranks take the choices of rank 0, which alone writes the file from now on. What is not in it, each rank times

@@ -157,8 +157,8 @@ void gemm_choices_open(gemm_choices *c, const char *gpu, int n_sm, size_t versio
     char *text = read_file(c->path);
     if (text && gemm_choices_read(c, text)) {
         error err;
-        error_set(&err, STATUS_INPUT,
-                  "%s is damaged and not used: matrix products are timed again, and the file is replaced.", c->path);
+        error_set(&err, STATUS_INPUT, "%s is damaged and not used: matrix products are timed again, and the file is replaced.",
+                  c->path);
         warn(&err);
     }
     free(text);

@@ -2,7 +2,8 @@
  *
  * The loader's own search comes first: it knows LD_LIBRARY_PATH and what the system has configured. The other places are those
  * where toolkits, pip and conda put the libraries without telling the loader. A file that is there and does not load (made for
- * another machine, or lacking a library of its own) is remembered: its reason is worth more than "not found". */
+ * another machine, or lacking a library of its own) is remembered: its reason is worth more than "not found". What was opened
+ * stays so until the program ends, for these libraries have threads and exit handlers, which must not lose their code. */
 #include "cuda/libraries.h"
 
 #include <assert.h>
@@ -17,7 +18,7 @@
 
 enum { CUDA_MAJOR = CUDART_VERSION / 1000 };
 #define TEXT_OF(x) #x
-#define TEXT(x) TEXT_OF(x)
+#define TEXT(x)    TEXT_OF(x)
 
 static const struct known_library {
     const char *title, *file; /* file: %d is the major version of CUDA */
@@ -197,15 +198,8 @@ int libraries_open(libraries *l, library which, error *err) {
     if (libraries_find(&opened->handle, file, known[which].title, package, err)) return -1;
     libraries_path(opened->path, sizeof opened->path, opened->handle);
     if (check_version(opened, which, err) == 0 && find_functions(l, which, err) == 0) return 0;
-    dlclose(opened->handle);
     *opened = (struct opened_library){0};
     return -1;
-}
-
-void libraries_close(libraries *l) {
-    for (int i = 0; i < N_LIBRARIES; i++)
-        if (l->of[i].handle) dlclose(l->of[i].handle);
-    memset(l, 0, sizeof *l);
 }
 
 void *libraries_symbol(const libraries *l, library which, const char *name) {
@@ -229,5 +223,4 @@ void libraries_report(FILE *to) {
         else
             fprintf(to, "  %-9s%s (%s)\n", known[i].title, l.of[i].version, l.of[i].path);
     }
-    libraries_close(&l);
 }

@@ -24,10 +24,13 @@ typedef struct libraries {
 } libraries;
 #undef LIBRARY_POINTER
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Opens the library, if it is not open; its major version must be the one this program was compiled for. The structure starts
- * out all zero. */
+ * out all zero; libraries are never closed. */
 int libraries_open(libraries *l, library which, error *err);
-void libraries_close(libraries *l);
 
 /* A function of an open library; NULL: it has none of this name. */
 void *libraries_symbol(const libraries *l, library which, const char *name);
@@ -35,8 +38,8 @@ void *libraries_symbol(const libraries *l, library which, const char *name);
 /* "cuBLASLt 13.1.0", or "no cuDNN", written into text and returned. */
 const char *libraries_name(char text[48], const libraries *l, library which);
 
-/* Opens the first file of this name in the loader's own path (LD_LIBRARY_PATH included), in CUDA_HOME and /usr/local/cuda, in lib/
- * beside the program's own folder, and in the packages of a Python environment (VIRTUAL_ENV, CONDA_PREFIX). The message of a
+/* Opens the first file of this name in the loader's own path (LD_LIBRARY_PATH included), in CUDA_HOME and /usr/local/cuda, in
+ * lib/ beside the program's own folder, and in the packages of a Python environment (VIRTUAL_ENV, CONDA_PREFIX). The message of a
  * failure says what was looked for and where, and what to install: title and package are for it. */
 int libraries_find(void **handle, const char *file, const char *title, const char *package, error *err);
 
@@ -46,4 +49,7 @@ void libraries_path(char *path, size_t size, void *handle);
 /* A line each: version and path, or that it was not found. Opens all that are there. */
 void libraries_report(FILE *to);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

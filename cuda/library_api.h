@@ -47,25 +47,25 @@ enum {
 };
 enum { LT_REDUCTION_NONE = 0, LT_REDUCTION_COMPUTE_TYPE = 2 };
 
-#define CUBLASLT_FUNCTIONS(X)                                                                                                    \
-    X(lt_status, cublasLtCreate, (lt_handle *))                                                                                  \
-    X(lt_status, cublasLtDestroy, (lt_handle))                                                                                   \
-    X(size_t, cublasLtGetVersion, (void))                                                                                        \
-    X(const char *, cublasLtGetStatusString, (lt_status))                                                                        \
-    X(lt_status, cublasLtMatmulDescCreate, (lt_matmul *, lt_compute, cudaDataType))                                              \
-    X(lt_status, cublasLtMatmulDescDestroy, (lt_matmul))                                                                         \
-    X(lt_status, cublasLtMatmulDescSetAttribute, (lt_matmul, lt_matmul_attribute, const void *, size_t))                         \
-    X(lt_status, cublasLtMatrixLayoutCreate, (lt_layout *, cudaDataType, uint64_t, uint64_t, int64_t))                           \
-    X(lt_status, cublasLtMatrixLayoutDestroy, (lt_layout))                                                                       \
-    X(lt_status, cublasLtMatmulPreferenceCreate, (lt_preference *))                                                              \
-    X(lt_status, cublasLtMatmulPreferenceDestroy, (lt_preference))                                                               \
-    X(lt_status, cublasLtMatmulPreferenceSetAttribute, (lt_preference, lt_preference_attribute, const void *, size_t))           \
-    X(lt_status, cublasLtMatmulAlgoGetHeuristic,                                                                                 \
-      (lt_handle, lt_matmul, lt_layout, lt_layout, lt_layout, lt_layout, lt_preference, int, lt_candidate *, int *))             \
-    X(lt_status, cublasLtMatmulAlgoCheck,                                                                                        \
-      (lt_handle, lt_matmul, lt_layout, lt_layout, lt_layout, lt_layout, const lt_algorithm *, lt_candidate *))                  \
-    X(lt_status, cublasLtMatmul,                                                                                                 \
-      (lt_handle, lt_matmul, const void *alpha, const void *a, lt_layout, const void *b, lt_layout, const void *beta,            \
+#define CUBLASLT_FUNCTIONS(X)                                                                                          \
+    X(lt_status, cublasLtCreate, (lt_handle *))                                                                        \
+    X(lt_status, cublasLtDestroy, (lt_handle))                                                                         \
+    X(size_t, cublasLtGetVersion, (void))                                                                              \
+    X(const char *, cublasLtGetStatusString, (lt_status))                                                              \
+    X(lt_status, cublasLtMatmulDescCreate, (lt_matmul *, lt_compute, cudaDataType))                                    \
+    X(lt_status, cublasLtMatmulDescDestroy, (lt_matmul))                                                               \
+    X(lt_status, cublasLtMatmulDescSetAttribute, (lt_matmul, lt_matmul_attribute, const void *, size_t))               \
+    X(lt_status, cublasLtMatrixLayoutCreate, (lt_layout *, cudaDataType, uint64_t, uint64_t, int64_t))                 \
+    X(lt_status, cublasLtMatrixLayoutDestroy, (lt_layout))                                                             \
+    X(lt_status, cublasLtMatmulPreferenceCreate, (lt_preference *))                                                    \
+    X(lt_status, cublasLtMatmulPreferenceDestroy, (lt_preference))                                                     \
+    X(lt_status, cublasLtMatmulPreferenceSetAttribute, (lt_preference, lt_preference_attribute, const void *, size_t)) \
+    X(lt_status, cublasLtMatmulAlgoGetHeuristic,                                                                       \
+      (lt_handle, lt_matmul, lt_layout, lt_layout, lt_layout, lt_layout, lt_preference, int, lt_candidate *, int *))   \
+    X(lt_status, cublasLtMatmulAlgoCheck,                                                                              \
+      (lt_handle, lt_matmul, lt_layout, lt_layout, lt_layout, lt_layout, const lt_algorithm *, lt_candidate *))        \
+    X(lt_status, cublasLtMatmul,                                                                                       \
+      (lt_handle, lt_matmul, const void *alpha, const void *a, lt_layout, const void *b, lt_layout, const void *beta,  \
        const void *c, lt_layout, void *d, lt_layout, const lt_algorithm *, void *workspace, size_t, cudaStream_t))
 
 /* ---- NCCL ---- */
@@ -81,17 +81,17 @@ enum { NCCL_SUCCESS = 0, NCCL_REMOTE_ERROR = 6, NCCL_IN_PROGRESS = 7 };
 enum { NCCL_INT8 = 0, NCCL_FLOAT32 = 7, NCCL_FLOAT64 = 8 };
 enum { NCCL_SUM = 0 };
 
-#define NCCL_FUNCTIONS(X)                                                                                                        \
-    X(nccl_result, ncclGetVersion, (int *))                                                                                      \
-    X(nccl_result, ncclGetUniqueId, (nccl_id *))                                                                                 \
-    X(nccl_result, ncclCommInitRank, (nccl_comm *, int, nccl_id, int))                                                           \
-    X(nccl_result, ncclCommDestroy, (nccl_comm))                                                                                 \
-    X(nccl_result, ncclCommAbort, (nccl_comm))                                                                                   \
-    X(nccl_result, ncclCommGetAsyncError, (nccl_comm, nccl_result *))                                                            \
-    X(const char *, ncclGetErrorString, (nccl_result))                                                                           \
-    X(const char *, ncclGetLastError, (nccl_comm))                                                                               \
-    X(nccl_result, ncclReduceScatter, (const void *, void *, size_t, nccl_type, nccl_op, nccl_comm, cudaStream_t))               \
-    X(nccl_result, ncclAllGather, (const void *, void *, size_t, nccl_type, nccl_comm, cudaStream_t))                            \
+#define NCCL_FUNCTIONS(X)                                                                                          \
+    X(nccl_result, ncclGetVersion, (int *))                                                                        \
+    X(nccl_result, ncclGetUniqueId, (nccl_id *))                                                                   \
+    X(nccl_result, ncclCommInitRank, (nccl_comm *, int, nccl_id, int))                                             \
+    X(nccl_result, ncclCommDestroy, (nccl_comm))                                                                   \
+    X(nccl_result, ncclCommAbort, (nccl_comm))                                                                     \
+    X(nccl_result, ncclCommGetAsyncError, (nccl_comm, nccl_result *))                                              \
+    X(const char *, ncclGetErrorString, (nccl_result))                                                             \
+    X(const char *, ncclGetLastError, (nccl_comm))                                                                 \
+    X(nccl_result, ncclReduceScatter, (const void *, void *, size_t, nccl_type, nccl_op, nccl_comm, cudaStream_t)) \
+    X(nccl_result, ncclAllGather, (const void *, void *, size_t, nccl_type, nccl_comm, cudaStream_t))              \
     X(nccl_result, ncclAllReduce, (const void *, void *, size_t, nccl_type, nccl_op, nccl_comm, cudaStream_t))
 
 #endif

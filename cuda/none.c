@@ -1,5 +1,5 @@
-/* none.c: stands for the whole of cuda/ in a build without the CUDA compiler. */
-#include "ops.h"
+/* none.c: stands for the whole of cuda/ in a build without the CUDA compiler. It can be planned for, but not opened. */
+#include "cuda/plan.h"
 
 static int open_none(backend **b, int threads, int local_rank, error *err) {
     (void)b, (void)threads, (void)local_rank;
@@ -8,8 +8,14 @@ static int open_none(backend **b, int threads, int local_rank, error *err) {
                      "make setup-cuda, then make. Or use device: cpu.");
 }
 
+static size_t scratch_bytes(backend *b, const op_limits *limits) {
+    (void)b;
+    return cuda_planned_scratch(limits);
+}
+
 const ops *cuda_ops(void) {
-    static const ops table = {.name = "cuda", .open = open_none};
+    static const ops table = {
+        .name = "cuda", .run_ahead = 1, .head_logits = CUDA_HEAD_LOGITS, .open = open_none, .scratch_bytes = scratch_bytes};
     return &table;
 }
 

@@ -24,11 +24,11 @@ typedef struct mark {
 } mark;
 
 struct transfers {
-    char *ring;                      /* pinned */
-    int64_t given, free_to;          /* bytes handed out and taken back since the start; at ring[n % RING_BYTES] */
-    mark marks[N_MARKS];             /* of pieces in use: [first_mark, next_mark), modulo N_MARKS */
+    char *ring;             /* pinned */
+    int64_t given, free_to; /* bytes handed out and taken back since the start; at ring[n % RING_BYTES] */
+    mark marks[N_MARKS];    /* of pieces in use: [first_mark, next_mark), modulo N_MARKS */
     int64_t first_mark, next_mark;
-    char (*posts)[POST_BYTES];       /* (POSTS) pinned */
+    char (*posts)[POST_BYTES]; /* (POSTS) pinned */
     cudaEvent_t posted[POSTS];
     int64_t n_posted, n_fetched;
 };
@@ -37,8 +37,7 @@ struct transfers {
 
 static cudaError_t make_events(struct transfers *t) {
     cudaError_t failed = cudaSuccess;
-    for (int i = 0; i < N_MARKS && !failed; i++)
-        failed = cudaEventCreateWithFlags(&t->marks[i].passed, cudaEventDisableTiming);
+    for (int i = 0; i < N_MARKS && !failed; i++) failed = cudaEventCreateWithFlags(&t->marks[i].passed, cudaEventDisableTiming);
     for (int i = 0; i < POSTS && !failed; i++) failed = cudaEventCreateWithFlags(&t->posted[i], cudaEventDisableTiming);
     return failed;
 }

@@ -124,12 +124,17 @@ static inline void check_same_bits(const char *label, const result *a, const res
                      result_element(b, (int64_t)(i / dtype_size(a->x))));
 }
 
-static inline int run_once(side *s, void (*run)(side *, const void *), const void *context, result *results) {
-    s->n_blocks = s->n_results = 0;
-    run(s, context);
+/* Frees what was put; fails if an op did. */
+static inline void end_run(side *s) {
     error err = {0};
+    while (s->n_blocks) s->ops->free(s->b, s->blocks[--s->n_blocks]);
     if (s->ops->sync(s->b, &err)) fail_msg("%s", err.text);
-    for (int i = 0; i < s->n_blocks; i++) s->ops->free(s->b, s->blocks[i]);
+}
+
+static inline int run_once(side *s, void (*run)(side *, const void *), const void *context, result *results) {
+    s->n_results = 0;
+    run(s, context);
+    end_run(s);
     memcpy(results, s->results, sizeof s->results);
     return s->n_results;
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "cuda/cuda.h"
+#include "cuda/plan.h"
 
 /* The tests of machines that are not this one run only where the GPU is emulated. */
 static bool emulated(void) { return dlsym(RTLD_DEFAULT, "cuemu_room") != NULL; }
@@ -108,10 +109,17 @@ static void peaks_are_those_of_the_data_sheets(void **state) {
     static const struct {
         const char *name;
         double bf16;
-    } gpus[] = {{"NVIDIA H100 80GB HBM3", 989e12}, {"NVIDIA H100 PCIe", 756e12},       {"NVIDIA H100 NVL", 835e12},
-                {"NVIDIA H200", 989e12},           {"NVIDIA GH200 480GB", 989e12},     {"NVIDIA A100-SXM4-80GB", 312e12},
-                {"NVIDIA A10", 125e12},            {"NVIDIA RTX A4000", 0},            {"NVIDIA GB200", 2500e12},
-                {"NVIDIA L40S", 362e12},           {"NVIDIA GeForce GTX 1080", 0}};
+    } gpus[] = {{"NVIDIA H100 80GB HBM3", 989e12},
+                {"NVIDIA H100 PCIe", 756e12},
+                {"NVIDIA H100 NVL", 835e12},
+                {"NVIDIA H200", 989e12},
+                {"NVIDIA GH200 480GB", 989e12},
+                {"NVIDIA A100-SXM4-80GB", 312e12},
+                {"NVIDIA A10", 125e12},
+                {"NVIDIA RTX A4000", 0},
+                {"NVIDIA GB200", 2500e12},
+                {"NVIDIA L40S", 362e12},
+                {"NVIDIA GeForce GTX 1080", 0}};
     testing t;
     gpu_open(&t);
     for (size_t i = 0; i < sizeof gpus / sizeof *gpus; i++) {
@@ -128,9 +136,21 @@ static void peaks_are_those_of_the_data_sheets(void **state) {
     t.ops->close(t.b);
 }
 
+/* A build without CUDA plans with the scratch memory that one with it asks for, to a few percent; no GPU is needed for either. */
+static void plans_are_those_of_a_build_without_cuda(void **state) {
+    (void)state;
+    for (int B = 1; B <= 64; B *= 4) {
+        op_limits limits = {
+            .x = DTYPE_BF16, .B = B, .T = 2048, .C = 1024, .F = 4096, .H = 32, .K = 8, .D = 64, .V = 202048, .head_rows = 8192};
+        double asked = (double)cuda_ops()->scratch_bytes(NULL, &limits), planned = (double)cuda_planned_scratch(&limits);
+        if (fabs(asked / planned - 1) > 0.05) fail_msg("B %d: %.0f bytes asked for, %.0f planned", B, asked, planned);
+    }
+}
+
 /* ---- memory ---- */
 
-/* Memory is aligned; none is no memory and no error; too much is an error that tells how much, how much there is and what to do. */
+/* Memory is aligned; none is no memory and no error; too much is an error that tells how much, how much there is and what to do.
+ */
 static void memory(void **state) {
     (void)state;
     testing t;
@@ -315,6 +335,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(ranks_take_gpus_in_turn),
         cmocka_unit_test(description_says_what_computes),
         cmocka_unit_test(peaks_are_those_of_the_data_sheets),
+        cmocka_unit_test(plans_are_those_of_a_build_without_cuda),
         cmocka_unit_test(memory),
         cmocka_unit_test(copying_and_clearing),
         cmocka_unit_test(the_ring_wraps_around),

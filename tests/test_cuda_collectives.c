@@ -47,7 +47,8 @@ static void reduce_scatter_leaves_each_rank_the_sum_of_its_part(void **state) {
         for (int i = 0; i < PART; i++) {
             double sum = 0;
             for (int rank = 0; rank < r.size; rank++) sum += (double)value(rank, r.rank * PART + i, k);
-            if (fabs((double)got[i] - sum) > 1e-6 * sum) fail_msg("buffer %d, element %d: %g, expected %g", k, i, (double)got[i], sum);
+            if (fabs((double)got[i] - sum) > 1e-6 * sum)
+                fail_msg("buffer %d, element %d: %g, expected %g", k, i, (double)got[i], sum);
         }
         op->free(b, device[k]);
     }
@@ -60,7 +61,7 @@ static void all_gather_fills_in_the_other_parts(void **state) {
     (void)state;
     enum { BYTES = 5003 };
     size_t bytes = (size_t)r.size * BYTES;
-    unsigned char *host = malloc(bytes);
+    unsigned char *host = calloc(1, bytes);
     for (size_t i = 0; i < bytes; i++) host[i] = (int)(i / BYTES) == r.rank ? (unsigned char)(i * 31 + i / BYTES) : 0xee;
     unsigned char *device = on_device(host, bytes);
     op->join(b, op->all_gather(b, device, BYTES));
@@ -75,7 +76,7 @@ static void all_gather_fills_in_the_other_parts(void **state) {
 /* In place and in the order of the ops: what comes after needs no join. */
 static void all_sum_adds_in_the_order_of_the_ops(void **state) {
     (void)state;
-    double host[8], *device = on_device(host, sizeof host), expected[8];
+    double host[8] = {0}, *device = on_device(host, sizeof host), expected[8];
     for (int n = 1; n <= 8; n++) {
         error err = {0};
         for (int i = 0; i < 8; i++) {

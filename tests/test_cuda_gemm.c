@@ -80,7 +80,8 @@ static void check_linear(gpu *g, int64_t N, int I, int64_t O, dtype x, int shift
     testing *t = &g->t;
     double *in = random_doubles(t, N * I, 1, 1), *w = random_doubles(t, O * I, 2, 1), *dy = random_doubles(t, N * O, 3, 1);
     double *start = random_doubles(t, O * I, 4, 1), e = fp32_error(x);
-    void *x_in = on_device(g, array_of(t, in, N * I, x), N * I, x, shift), *x_w = on_device(g, array_of(t, w, O * I, x), O * I, x, shift);
+    void *x_in = on_device(g, array_of(t, in, N * I, x), N * I, x, shift),
+         *x_w = on_device(g, array_of(t, w, O * I, x), O * I, x, shift);
     void *x_dy = on_device(g, array_of(t, dy, N * O, x), N * O, x, shift);
     float *nothing = new_floats(t, N * (I + O) + O * I); /* nothing of it may be read */
     for (int64_t i = 0; i < N * (I + O) + O * I; i++) nothing[i] = NAN;
@@ -101,7 +102,8 @@ static void check_linear(gpu *g, int64_t N, int I, int64_t O, dtype x, int shift
     check_close("dw added", to_host(g, added, O * I, DTYPE_F32), dw_expected, O * I, DTYPE_F32, e, sum_scale(N));
 }
 
-/* Forward, backward to the input, weight gradients replaced and added, in sizes that fit no vector, at addresses that fit none. */
+/* Forward, backward to the input, weight gradients replaced and added, in sizes that fit no vector, at addresses that fit none.
+ */
 static void products_are_exact(void **state) {
     (void)state;
     for (int i = 0; i < 4 * N_SHAPES; i++) {
@@ -219,63 +221,88 @@ static void read_cache(char *path, char *text, size_t size) {
     fclose(file);
 }
 
-/* y = in w^T with sizes whose sum depends on the order of its terms; the bits of y. */
-static float *multiply_once(gpu *g, bool weight_only) {
-    enum { N = 40, I = 300, O = 50 };
-    float *in = new_floats(&g->t, N * I), *w = new_floats(&g->t, O * I);
-    rng_normal(in, 1, 0, N * I, 1);
-    rng_normal(w, 2, 0, O * I, 1);
-    void *device_in = on_device(g, in, N * I, DTYPE_F32, 0), *device_w = on_device(g, w, O * I, DTYPE_F32, 0);
-    if (weight_only)
-        g->t.ops->linear_backward_weight(g->t.b, device_w, device_in, device_in, true, DTYPE_F32, N, O, O);
-    else
-        g->t.ops->linear_forward(g->t.b, device_in, device_in, device_w, DTYPE_F32, 0, I, O);
-    void *y = on_device(g, in, N * O, DTYPE_F32, 0);
-    g->t.ops->linear_forward(g->t.b, y, device_in, device_w, DTYPE_F32, N, I, O);
-    return to_host(g, y, N * O, DTYPE_F32);
+/* y = in w^T: 300 terms a sum, so that its bits depend on the order in which they are added. */
+enum { ROWS = 40, TERMS = 300, COLUMNS = 50 };
+static float *multiply_once(gpu *g) {
+    float *in = new_floats(&g->t, ROWS * TERMS), *w = new_floats(&g->t, COLUMNS * TERMS);
+    rng_normal(in, 1, 0, ROWS * TERMS, 1);
+    rng_normal(w, 2, 0, COLUMNS * TERMS, 1);
+    void *device_in = on_device(g, in, ROWS * TERMS, DTYPE_F32, 0), *device_w = on_device(g, w, COLUMNS * TERMS, DTYPE_F32, 0);
+    void *y = on_device(g, in, ROWS * COLUMNS, DTYPE_F32, 0);
+    g->t.ops->linear_forward(g->t.b, y, device_in, device_w, DTYPE_F32, ROWS, TERMS, COLUMNS);
+    return to_host(g, y, ROWS * COLUMNS, DTYPE_F32);
 }
 
-/* What was chosen by timing in one run is used by the next, which gives the same bits and leaves the file as it is. A file that
- * is damaged is replaced, and one that cannot be written does no harm. What is added to is not tried out. */
+/* The bits of y in a run of its own. */
+static void run_once(float y[ROWS * COLUMNS]) {
+    gpu g;
+    gpu_open(&g);
+    memcpy(y, multiply_once(&g), ROWS * COLUMNS * sizeof *y);
+    gpu_close(&g);
+}
+
+static void use_cache(const char *folder, const char *timing) {
+    setenv("XDG_CACHE_HOME", folder, 1);
+    setenv("MOBILELLM_GEMM_TIMING", timing, 1);
+}
+
+/* What was chosen by timing in one run is used by the next, which gives the same bits and leaves the file as it is. */
 static void a_choice_by_timing_is_kept_for_the_next_run(void **state) {
     (void)state;
-    char path[400], first[4000], text[4000];
-    setenv("XDG_CACHE_HOME", cache, 1);
-    setenv("MOBILELLM_GEMM_TIMING", "1", 1);
-    gpu g, next;
-    gpu_open(&g);
-    float *y = multiply_once(&g, false);
+    char path[400], first[4000], again[4000];
+    float y[ROWS * COLUMNS], y_again[ROWS * COLUMNS];
+    use_cache(cache, "1");
+    run_once(y);
     read_cache(path, first, sizeof first);
     if (strstr(first, "\ntn f32 f32 50 40 300 256 256 256 ") == NULL) fail_msg("%s: %s", path, first);
-    for (int round = 0; round < 2; round++) { /* in the second the file is damaged */
-        gpu_open(&next);
-        float *y_next = multiply_once(&next, false);
-        read_cache(path, text, sizeof text);
-        if (round == 0) check_same_bits("y of the next run", y, y_next, 40 * 50, DTYPE_F32);
-        if (round == 0) assert_string_equal(text, first);
-        gpu_close(&next);
-        assert_int_equal(truncate(path, 100), 0);
-    }
-    read_cache(path, text, sizeof text);
-    assert_int_equal(strlen(text), 100);
-    setenv("XDG_CACHE_HOME", "/proc/nothing", 1);
-    gpu_open(&next);
-    multiply_once(&next, true);
-    gpu_close(&next);
-    gpu_close(&g);
+    run_once(y_again);
+    read_cache(path, again, sizeof again);
+    check_same_bits("y of the next run", y, y_again, ROWS * COLUMNS, DTYPE_F32);
+    assert_string_equal(again, first);
     unlink(path);
+}
+
+/* A file that is damaged is not used, and replaced; where none can be written the run goes on. */
+static void a_damaged_file_is_replaced(void **state) {
+    (void)state;
+    char path[400], first[4000], again[4000];
+    float y[ROWS * COLUMNS];
+    use_cache(cache, "1");
+    run_once(y);
+    read_cache(path, first, sizeof first);
+    assert_int_equal(truncate(path, (off_t)strlen(first) - 5), 0);
+    run_once(y);
+    read_cache(path, again, sizeof again);
+    assert_int_equal(strlen(again), strlen(first));
+    unlink(path);
+    use_cache("/proc/nothing", "1");
+    run_once(y);
+}
+
+/* Trying out would add more than once: a sum that is first seen where it is added to takes the library's first proposal. */
+static void what_is_added_to_is_not_tried_out(void **state) {
+    (void)state;
+    const float three = 3, start = 100;
+    char path[400], text[4000];
+    gpu g;
+    use_cache(cache, "1");
+    gpu_open(&g);
+    float *in = on_device(&g, &three, 1, DTYPE_F32, 0), *dw = on_device(&g, &start, 1, DTYPE_F32, 0);
+    for (int i = 0; i < 2; i++) g.t.ops->linear_backward_weight(g.t.b, dw, in, in, true, DTYPE_F32, 1, 1, 1);
+    float got = *(float *)to_host(&g, dw, 1, DTYPE_F32);
+    if (got != 118) fail_msg("100 + 2 * 3 * 3 is %g", (double)got);
+    gpu_close(&g);
+    read_cache(path, text, sizeof text);
+    assert_string_equal(text, "");
 }
 
 /* Timing off: the library's first proposal, and no file. */
 static void without_timing_nothing_is_written(void **state) {
     (void)state;
     char path[400], text[4000];
-    setenv("XDG_CACHE_HOME", cache, 1);
-    setenv("MOBILELLM_GEMM_TIMING", "0", 1);
-    gpu g;
-    gpu_open(&g);
-    multiply_once(&g, false);
-    gpu_close(&g);
+    float y[ROWS * COLUMNS];
+    use_cache(cache, "0");
+    run_once(y);
     read_cache(path, text, sizeof text);
     assert_string_equal(text, "");
 }
@@ -297,6 +324,8 @@ int main(void) {
         cmocka_unit_test(sums_of_nothing_are_zero),
         cmocka_unit_test(choices_survive_their_file_and_damage_is_seen),
         cmocka_unit_test(a_choice_by_timing_is_kept_for_the_next_run),
+        cmocka_unit_test(a_damaged_file_is_replaced),
+        cmocka_unit_test(what_is_added_to_is_not_tried_out),
         cmocka_unit_test(without_timing_nothing_is_written),
     };
     return cmocka_run_group_tests(tests, NULL, remove_cache);

@@ -305,7 +305,7 @@ static void cross_entropy_shows_what_is_not_finite(void **state) {
     for (int v = 0; v < V; v++)
         if (losses[2] != 0 || dz[2 * V + v] != 0)
             fail_msg("one logit that is not -infinity: loss %g, dz[%d] %g", (double)losses[2], v, (double)dz[2 * V + v]);
-    while (s->n_blocks) s->ops->free(s->b, s->blocks[--s->n_blocks]);
+    end_run(s);
     free(z);
 }
 
@@ -437,7 +437,7 @@ static void adamw_skips_what_is_not_finite(void **state) {
         s->ops->copy_out(s->b, got, arrays[i], sizeof got);
         assert_memory_equal(got, start, sizeof got);
     }
-    while (s->n_blocks) s->ops->free(s->b, s->blocks[--s->n_blocks]);
+    end_run(s);
     free(start), free(g);
 }
 
@@ -463,7 +463,7 @@ static void adamw_begin_is_the_formula(void **state) {
             fail_msg("case %zu: scale %g, rate %g, root %g; expected %g, %g, %g", i, (double)got.scale, got.rate, got.root,
                      cases[i].scale, rate, root);
     }
-    while (s->n_blocks) s->ops->free(s->b, s->blocks[--s->n_blocks]);
+    end_run(s);
 }
 
 int main(void) {

@@ -308,7 +308,6 @@ static void all_products(void) {
         problem p = {i & 1, i >> 1 & 1, i >> 2 & 1, in_out[i % 3][0], in_out[i % 3][1], i >> 3 & 1};
         check_product(&l, &p);
     }
-    libraries_close(&l);
 }
 
 static void cublaslt_multiplies(void **state) {

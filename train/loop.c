@@ -145,7 +145,7 @@ static int log_step(run *r, const run_plan *plan, metrics *m, const step_result 
     checkpoint_info *p = &r->progress;
     history_row row = {p->step, p->tokens, s->loss, s->lr, s->grad_norm};
     if (append_history(&p->train, &p->n_train, row, err)) return -1;
-    int64_t memory = (int64_t)process_memory();
+    int64_t memory = (int64_t)r->ops->memory_used(r->backend);
     ranks_max_int64(r->ranks, &memory, 1);
     double step_s = watch->busy_s / (double)watch->steps, rate = (double)r->config.batch.tokens / step_s;
     step_metrics line = {.step = p->step,

@@ -90,6 +90,8 @@ static size_t memory_available(backend *b, int local_size) {
     return of(b)->real->memory_available(of(b)->backend, local_size);
 }
 
+static size_t memory_used(backend *b) { return of(b)->real->memory_used(of(b)->backend); }
+
 static void *alloc_memory(backend *b, size_t bytes, error *err) { return of(b)->real->alloc(of(b)->backend, bytes, err); }
 
 static void free_memory(backend *b, void *memory) { of(b)->real->free(of(b)->backend, memory); }
@@ -319,6 +321,7 @@ static ops table_like(const ops *real) {
         .check = check,
         .peak_flops = peak_flops,
         .memory_available = memory_available,
+        .memory_used = memory_used,
         .alloc = alloc_memory,
         .free = free_memory,
         .copy_in = copy_in,

@@ -26,10 +26,17 @@ typedef struct error {
     char text[2048];
 } error;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Fills *err and returns -1, so that a failing path reads `return error_set(err, STATUS_INPUT, "%s: ...", path);`. */
 int error_set(error *err, status code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* Puts "prefix: " before the message already in *err (which file of a list, which rank) and returns -1. */
 int error_prefix(error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+#ifdef __cplusplus
+}
+#endif
 #endif

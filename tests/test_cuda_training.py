@@ -1,0 +1,121 @@
+"""Training by the CUDA backend as a whole program: the CPU backend's losses, and the same bits however it is interrupted.
+
+On machines without a GPU it runs on the emulated one (tests/emu), in random orders of threads and streams."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import conftest
+import pytest
+from conftest import ENV, ROOT, losses, newest, run_json, same_bits
+
+EMULATED = conftest.BUILD / "emu" / "mobilellm"
+SHORT = {"train__tokens": 384 * 6}
+
+pytestmark = pytest.mark.skipif(not EMULATED.exists(), reason="build/emu/mobilellm is not there: make emu")
+
+
+def run_cuda(arguments, *more, ranks=0, status=0, **variables):
+    """The emulated program. Deterministic, lazy streams unless told otherwise: they find a missing wait."""
+    launcher = ["mpirun", "-np", str(ranks), "--bind-to", "none"] if ranks else []
+    env = {**ENV, "OMP_NUM_THREADS": "1", "CUEMU_DEVICES": str(max(ranks, 1)), "CUEMU_STREAMS": "lazy",
+           "XDG_CACHE_HOME": str(ROOT / "build" / "emu" / "cache"), **variables}
+    done = subprocess.run([*launcher, str(EMULATED), *map(str, arguments), "--device", "cuda", *map(str, more)], cwd=ROOT, env=env,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", timeout=240,
+                          stdin=subprocess.DEVNULL)
+    assert done.returncode == status, f"exit {done.returncode}, expected {status}\n{done.stdout}\n{done.stderr}"
+    return done.stdout, done.stderr
+
+
+def run_cpu(arguments, *more, ranks=0):
+    return conftest.run(*arguments, "--device", "cpu", *more, ranks=ranks)
+
+
+def worst(a, b):
+    assert a.keys() == b.keys() and a
+    return max(abs(a[k] - b[k]) / abs(b[k]) for k in a)
+
+
+@pytest.mark.parametrize("dtype, limit", [("f32", 1e-4), ("bf16", 5e-3)])  # bf16: GEMMs round where their sums end, not where ours do
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_twenty_steps_have_the_losses_of_the_cpu(start, dtype, limit, ranks):
+    """Layers of every kind, packed documents."""
+    keys = {"dtype": dtype, "data__mask_documents": "true"}
+    cpu, arguments = start("cpu", **keys)
+    run_cpu(arguments)
+    cuda, arguments = start("cuda", **keys)
+    run_cuda(arguments, ranks=ranks if ranks > 1 else 0)
+    assert len(losses(cpu)) == 20
+    assert worst(losses(cuda), losses(cpu)) <= limit
+
+
+def test_the_order_of_threads_and_streams_does_not_matter(start):
+    directory, arguments = start("lazy", **SHORT)
+    run_cuda(arguments)
+    for name, variables in [("rev", {"CUEMU_ORDER": "rev"}), ("rand", {"CUEMU_ORDER": "rand:11", "CUEMU_STREAMS": "rand:12"}),
+                            ("eager", {"CUEMU_STREAMS": "eager", "CUEMU_MULTIPROCESSORS": "7", "OMP_NUM_THREADS": "2"})]:
+        other, arguments = start(name, **SHORT)
+        run_cuda(arguments, **variables)
+        assert same_bits(newest(directory), newest(other)), name
+        assert losses(directory) == losses(other)
+
+
+def test_stop_and_resume_is_bit_equal(start):
+    whole, arguments = start("whole", dtype="bf16", **SHORT)
+    run_cuda(arguments, ranks=2)
+    halves, arguments = start("halves", dtype="bf16", **SHORT)
+    run_cuda(arguments, "train.stop_after=3", ranks=2)
+    run_cuda(arguments, "--resume", ranks=2)
+    assert same_bits(newest(whole), newest(halves))
+    assert losses(whole) == losses(halves)
+
+
+def test_a_checkpoint_goes_from_one_backend_to_the_other_and_back(start):
+    """Two steps on the CPU, two on the GPU, two on the CPU."""
+    whole, arguments = start("whole", **SHORT)
+    run_cpu(arguments)
+    both, arguments = start("both", **SHORT)
+    run_cpu(arguments, "train.stop_after=2")
+    run_cuda(arguments, "train.stop_after=4", "--resume")
+    run_cpu(arguments, "--resume")
+    assert worst(losses(both), losses(whole)) <= 1e-4
+
+
+def test_evaluation_is_that_of_the_cpu(start, corpus):
+    directory, arguments = start("run", **SHORT)
+    run_cpu(arguments)
+    for extra in ([], ["--mask-documents"]):
+        cpu = run_json("eval", directory, "--data", corpus / "heldout", "--device", "cpu", *extra)["total"]["loss"]
+        out, _ = run_cuda(["eval", directory, "--data", corpus / "heldout", "--json", *extra])
+        cuda = conftest.json.loads(out)["total"]["loss"]
+        assert abs(cuda / cpu - 1) < 1e-6
+
+
+def test_the_plan_is_what_is_taken(start):
+    """Of the device's memory: what `plan` says is what the emulated device has handed out, no more and no less."""
+    directory, arguments = start("run", **SHORT)
+    run_cuda(arguments)
+    taken = {row["memory_bytes"] for row in map(conftest.json.loads, (Path(directory) / "metrics.jsonl").read_text().splitlines())
+             if row["kind"] == "train"}
+    out, _ = run_cuda(["plan", *arguments[1:], "--json"])
+    assert taken == {conftest.json.loads(out)["memory_bytes_per_rank"]["total"]}
+
+
+def test_a_machine_without_a_gpu_is_told_so(start):
+    _, arguments = start("none")
+    _, err = run_cuda(arguments, status=4, CUEMU_DEVICES="0")
+    assert "GPU" in err
+
+
+def test_more_ranks_than_gpus_are_refused(start):
+    _, arguments = start("crowd")
+    _, err = run_cuda(arguments, ranks=2, status=4, CUEMU_DEVICES="1")
+    assert "each rank needs one" in err
+
+
+def test_a_device_too_small_is_refused_before_anything_starts(start):
+    directory, arguments = start("small")
+    _, err = run_cuda(arguments, status=4, CUEMU_MEMORY=str(8 << 20))
+    assert "batch.micro" in err
+    assert not list(Path(directory).glob("*.h5"))

@@ -97,11 +97,12 @@ setup: ## install what building, testing and the demo need and this machine lack
 
 # A make of its own after setup, because this one asked pkg-config before the libraries were there. The tests in Python run the
 # program and C tests other than their namesake (under mpirun, killed, with no disk left), so they need all of them.
-test: setup ## build and run all tests, then the C tests again under ASan and UBSan; one of them: T=test_order
+test: setup ## build and run all tests, then the C tests again under ASan, UBSan and TSan, and those of cuda/ on the emulated GPU; one: T=test_order
 	@$(SUBMAKE) $(if $(PY_TESTS),all test-programs T='test_*',test-programs)
 	@$(SUBMAKE) $(SANITIZED) test-programs
 	@$(if $(THREADED_PROGRAMS),$(SUBMAKE) $(THREADED) test-programs)
-	@OMP_TOOL_LIBRARIES=$(ARCHER) $(PYTHON) tests/run.py $(C_TESTS) $(PY_TESTS) $(SANITIZED_TESTS)
+	@$(if $(EMU_HEADERS),$(if $(EMU_TEST_NAMES)$(EMU_PY_TESTS),$(SUBMAKE) emu-all),echo "make test: no CUDA headers here, cuda/ is not tested (make setup-cuda)")
+	@OMP_TOOL_LIBRARIES=$(ARCHER) $(PYTHON) tests/run.py $(C_TESTS) $(PY_TESTS) $(SANITIZED_TESTS) $(if $(EMU_HEADERS),$(EMU_ALL_TESTS))
 
 sanitize: setup ## only the sanitizers' part of `make test`: ASan and UBSan for all C tests, TSan for those with threads
 	@$(SUBMAKE) $(SANITIZED) test-programs
@@ -152,9 +153,10 @@ format: ## clang-format every C and CUDA file in place
 	@scripts/setup.sh format
 	@scripts/lint.sh format
 
-lint: ## formatting, clang-tidy, cppcheck, shellcheck, and that no folder includes from above itself
+lint: ## formatting, clang-tidy, cppcheck, shellcheck, that no folder includes from above itself, and what nvcc made of cuda/
 	@scripts/setup.sh build format lint
-	@scripts/lint.sh check $(FLAGS)
+	@$(if $(CUDA_COMPILER),$(SUBMAKE) $(filter %.cu.o,$(CUDA_OBJECTS)))
+	@CUDA_KERNELS="$(filter %.cu.o,$(CUDA_OBJECTS))" scripts/lint.sh check $(FLAGS)
 
 clean: ## remove what was built; Python environments stay, for they come from the network
 	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name 'venv*' -exec rm -rf {} +; fi
@@ -163,6 +165,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 include tests/emu/emu.mk
+include scripts/gpu.mk
 
 FORCE:
 .PHONY: all setup bundle test sanitize test-programs fuzz fuzz-programs fuzz-targets demo bench coverage format lint clean help FORCE

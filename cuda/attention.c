@@ -1,8 +1,8 @@
 /* attention.c: attention by cuDNN where it has a plan for the shape, by our own kernels otherwise, and the memory of both.
  *
- * cuDNN is asked in bf16, for rows of one document, and head sizes that are multiples of 8; packed documents are our own kernels'.
- * Its backward pass that gives the same bits each time sums dq of every 128 keys in memory of its own, in proportion to T^2:
- * 285 MB for a row of 2,048 positions and 32 heads of 64. So it takes as many rows at once as WORKSPACE has room for, and if
+ * cuDNN is asked in bf16, for rows of one document, and head sizes that are multiples of 8; packed documents are our own
+ * kernels'. Its backward pass that gives the same bits each time sums dq of every 128 keys in memory of its own, in proportion to
+ * T^2: 285 MB for a row of 2,048 positions and 32 heads of 64. So it takes as many rows at once as WORKSPACE has room for, and if
  * that is none, our own backward pass, which needs no such memory, runs. The plans of the largest shape are made when scratch
  * memory is planned, those of another (a window, fewer rows) when it comes first: half a second of the host each.
  *
@@ -34,35 +34,217 @@ struct attention_plans {
     cudnn_attention *cudnn; /* NULL: our own kernels only */
     int n;
     answer answers[MAX_PLANS];
-    char notice[400]; /* why our own kernels run where cuDNN was asked; the first reason */
+    error notice; /* why our own kernels run where cuDNN was asked: the first reason; code STATUS_OK if none */
 };
+
+#ifdef MOBILELLM_CUDNN
+static const cudnn_functions *const cudnn = &attention_by_cudnn;
+#else
+static const cudnn_functions *const cudnn = NULL;
+#endif
 
 /* ---- opening ---- */
 
-#ifdef MOBILELLM_CUDNN
 static int open_cudnn(backend *b, error *err) {
     error none;
+    if (!cudnn) return error_set(err, STATUS_RESOURCE, "this program was built without cuDNN's headers (see make setup-cuda)");
     (void)libraries_open(b->libraries, LIBRARY_NVRTC, &none); /* cuDNN opens it by its bare name, and so finds this one */
     if (libraries_open(b->libraries, LIBRARY_CUDNN, err)) return -1;
-    return cudnn_attention_open(&b->attention->cudnn, b->libraries, b->stream, err);
+    return cudnn->open(&b->attention->cudnn, b->libraries, b->stream, err);
 }
-#else
-static int open_cudnn(backend *b, error *err) {
-    (void)b;
-    return error_set(err, STATUS_RESOURCE, "this program was built without cuDNN (make setup-cuda says what it lacked)");
+
+int cuda_attention_open(backend *b, error *err) {
+    const char *wish = getenv("MOBILELLM_ATTENTION");
+    bool own = wish && strcmp(wish, "own") == 0, only_cudnn = wish && strcmp(wish, "cudnn") == 0;
+    if (wish && *wish && !own && !only_cudnn)
+        return error_set(err, STATUS_USAGE, "MOBILELLM_ATTENTION is \"%s\", and can be own or cudnn, or not set", wish);
+    b->attention = calloc(1, sizeof *b->attention);
+    if (b->attention == NULL) return error_set(err, STATUS_RESOURCE, "no memory for the CUDA backend");
+    b->attention->only_cudnn = only_cudnn;
+    error why;
+    if (own || open_cudnn(b, &why) == 0) return 0;
+    if (only_cudnn) return error_set(err, STATUS_RESOURCE, "MOBILELLM_ATTENTION is cudnn: %s", why.text);
+    return 0; /* the banner tells which libraries there are */
 }
-void cudnn_attention_close(cudnn_attention *c) { (void)c; }
-cudnn_plan *cudnn_plan_create(cudnn_attention *c, const cudnn_shape *shape, error *err) {
-    (void)c, (void)shape, (void)err;
+
+void cuda_attention_close(backend *b) {
+    struct attention_plans *plans = b->attention;
+    if (plans == NULL) return;
+    for (int i = 0; i < plans->n; i++)
+        if (plans->answers[i].plan) cudnn->destroy(plans->answers[i].plan);
+    if (plans->cudnn) cudnn->close(plans->cudnn);
+    free(plans);
+    b->attention = NULL;
+}
+
+const char *cuda_attention_notice(const backend *b) { return b->attention->notice.text; }
+
+/* ---- cuDNN ---- */
+
+static int refuse(struct attention_plans *plans, const cudnn_shape *s, const char *why) {
+    if (plans->notice.code == STATUS_OK)
+        error_set(&plans->notice, STATUS_RESOURCE,
+                  "attention's %s pass of B %d T %d H %d K %d D %d window %d by our own kernels: %s",
+                  s->backward ? "backward" : "forward", s->B, s->T, s->H, s->K, s->D, s->window, why);
+    return 0;
+}
+
+/* A plan for as many rows at once as have room in `most` bytes, the same number in each run. Returns them, 0: refused. */
+static int plan_rows(struct attention_plans *plans, const cudnn_shape *whole, size_t most, cudnn_plan **plan) {
+    error err;
+    cudnn_shape s = *whole;
+    *plan = cudnn->plan(plans->cudnn, &s, &err);
+    if (*plan && cudnn->workspace(*plan) > most) {
+        size_t a_row = cudnn->workspace(*plan) / (size_t)s.B;
+        do s.B--;
+        while (s.B > 0 && (whole->B % s.B != 0 || (size_t)s.B * a_row > most));
+        cudnn->destroy(*plan);
+        *plan = s.B > 0 ? cudnn->plan(plans->cudnn, &s, &err) : NULL;
+        if (s.B == 0)
+            error_set(&err, STATUS_RESOURCE, "cuDNN needs %.0f MB for each row, more than %.0f", (double)a_row * 1e-6,
+                      (double)most * 1e-6);
+    }
+    if (*plan && cudnn->workspace(*plan) > most) {
+        error_set(&err, STATUS_RESOURCE, "cuDNN needs %.0f MB, more than %.0f", (double)cudnn->workspace(*plan) * 1e-6,
+                  (double)most * 1e-6);
+        cudnn->destroy(*plan);
+        *plan = NULL;
+    }
+    return *plan ? s.B : refuse(plans, whole, err.text);
+}
+
+static bool same_shape(const cudnn_shape *a, const cudnn_shape *b) {
+    return a->backward == b->backward && a->B == b->B && a->T == b->T && a->H == b->H && a->K == b->K && a->D == b->D &&
+           a->window == b->window;
+}
+
+/* What cuDNN says to the shape, asked once; NULL: it is not asked. */
+static const answer *ask(struct attention_plans *plans, const cudnn_shape *s, size_t most) {
+    if (!plans->cudnn || s->D % 8 != 0) return NULL;
+    for (int i = 0; i < plans->n; i++)
+        if (same_shape(&plans->answers[i].shape, s)) return &plans->answers[i];
+    if (plans->n == MAX_PLANS) return NULL;
+    answer *a = &plans->answers[plans->n++];
+    a->shape = *s;
+    a->rows = plan_rows(plans, s, most, &a->plan);
+    return a;
+}
+
+/* The plan of a call, or NULL: our own kernels. */
+static const answer *choose(backend *b, bool backward, const attention *a, const int32_t *doc, dtype x) {
+    if (doc || x != DTYPE_BF16) return NULL;
+    cudnn_shape s = {backward, a->B, a->T, a->H, a->K, a->D, a->window};
+    const answer *said = ask(b->attention, &s, b->scratch_bytes < WORKSPACE ? b->scratch_bytes : WORKSPACE);
+    if (said && said->plan) return said;
+    if (b->attention->only_cudnn)
+        cuda_fail(b, "MOBILELLM_ATTENTION is cudnn", said ? b->attention->notice.text : "not for this head size");
     return NULL;
 }
-void cudnn_plan_destroy(cudnn_plan *plan) { (void)plan; }
-size_t cudnn_plan_workspace(const cudnn_plan *plan) { return (void)plan, 0; }
-int cudnn_plan_forward(cudnn_plan *plan, void *o, float *lse, const void *qkv, void *workspace, error *err) {
-    return (void)plan, (void)o, (void)lse, (void)qkv, (void)workspace, (void)err, -1;
+
+static void *rows_from(const void *array, int64_t rows, int64_t row_bytes) { return (char *)array + rows * row_bytes; }
+
+static void run_forward(backend *b, const answer *said, const attention *a, void *o, float *lse, const void *qkv) {
+    error err;
+    int64_t qkv_row = a->T * a->row * 2, o_row = (int64_t)a->T * a->H * a->D * 2, lse_row = (int64_t)a->T * a->H * 4;
+    for (int row = 0; row < a->B; row += said->rows)
+        if (cudnn->forward(said->plan, rows_from(o, row, o_row), rows_from(lse, row, lse_row), rows_from(qkv, row, qkv_row),
+                           b->scratch, &err))
+            cuda_fail(b, "attention", err.text);
 }
-int cudnn_plan_backward(cudnn_plan *plan, void *dqkv, const void *d_o, const void *o, const float *lse, const void *qkv,
-                        void *workspace, error *err) {
-    return (void)plan, (void)dqkv, (void)d_o, (void)o, (void)lse, (void)qkv, (void)workspace, (void)err, -1;
+
+static void run_backward(backend *b, const answer *said, const attention *a, void *dqkv, const void *d_o, const void *o,
+                         const float *lse, const void *qkv) {
+    error err;
+    int64_t qkv_row = a->T * a->row * 2, o_row = (int64_t)a->T * a->H * a->D * 2, lse_row = (int64_t)a->T * a->H * 4;
+    for (int row = 0; row < a->B; row += said->rows)
+        if (cudnn->backward(said->plan, rows_from(dqkv, row, qkv_row), rows_from(d_o, row, o_row), rows_from(o, row, o_row),
+                            rows_from(lse, row, lse_row), rows_from(qkv, row, qkv_row), b->scratch, &err))
+            cuda_fail(b, "attention", err.text);
 }
-#endif
+
+/* ---- both ---- */
+
+/* What our own kernels share between them. */
+typedef struct statistics {
+    int32_t *first, *last; /* (B,T) */
+    float *delta;          /* (B,H,T) */
+} statistics;
+
+static statistics allocate(arena *memory, int B, int T, int H) {
+    size_t N = (size_t)B * (size_t)T;
+    statistics s;
+    s.first = arena_alloc(memory, "attention", N * sizeof *s.first);
+    s.last = arena_alloc(memory, "attention", N * sizeof *s.last);
+    s.delta = arena_alloc(memory, "attention", N * (size_t)H * sizeof *s.delta);
+    return s;
+}
+
+size_t cuda_attention_scratch(const backend *b, const op_limits *limits) {
+    if (limits->K == 0) return 0;
+    arena dry = arena_dry();
+    allocate(&dry, limits->B, limits->T, limits->H);
+    size_t most = dry.peak;
+    for (int backward = 0; backward < 2 && b && limits->x == DTYPE_BF16; backward++) {
+        cudnn_shape s = {backward, limits->B, limits->T, limits->H, limits->K, limits->D, limits->T};
+        const answer *said = ask(b->attention, &s, WORKSPACE);
+        if (said && said->plan && cudnn->workspace(said->plan) > most) most = cudnn->workspace(said->plan);
+    }
+    return most;
+}
+
+static attention call_of(int window, int B, int T, int H, int K, int D) {
+    attention a = {.B = B, .T = T, .H = H, .K = K, .D = D, .window = window > 0 && window < T ? window : T};
+    a.row = (int64_t)(H + 2 * K) * D;
+    a.scale = 1.0f / sqrtf((float)D);
+    return a;
+}
+
+/* Memory for our own kernels, and the bounds of documents found. False, and the failure kept: not a head size of theirs. */
+static bool begin_own(backend *b, attention *a, statistics *s, const int32_t *doc) {
+    if (a->D > ATTENTION_MAX_D) {
+        char why[80];
+        snprintf(why, sizeof why, "model.head_dim is %d, and the CUDA backend takes at most %d", a->D, ATTENTION_MAX_D);
+        cuda_fail(b, "attention", why);
+        return false;
+    }
+    arena scratch = arena_on(b->scratch, b->scratch_bytes);
+    *s = allocate(&scratch, a->B, a->T, a->H);
+    if (doc) {
+        cuda_attention_bounds(b, s->first, s->last, doc, a);
+        a->first = s->first, a->last = s->last;
+    }
+    return true;
+}
+
+void cuda_attention_forward(backend *b, void *o, float *lse, const void *qkv, const int32_t *doc, int window, dtype x, int B,
+                            int T, int H, int K, int D) {
+    attention a = call_of(window, B, T, H, K, D);
+    statistics s;
+    const answer *said = choose(b, false, &a, doc, x);
+    if (said) {
+        run_forward(b, said, &a, o, lse, qkv);
+        return;
+    }
+    if (!begin_own(b, &a, &s, doc)) return;
+    if (x == DTYPE_F32)
+        cuda_attention_forward_f32(b, o, lse, qkv, &a);
+    else
+        cuda_attention_forward_bf16(b, o, lse, qkv, &a);
+}
+
+void cuda_attention_backward(backend *b, void *dqkv, const void *d_o, const void *o, const float *lse, const void *qkv,
+                             const int32_t *doc, int window, dtype x, int B, int T, int H, int K, int D) {
+    attention a = call_of(window, B, T, H, K, D);
+    statistics s;
+    const answer *said = choose(b, true, &a, doc, x);
+    if (said) {
+        run_backward(b, said, &a, dqkv, d_o, o, lse, qkv);
+        return;
+    }
+    if (!begin_own(b, &a, &s, doc)) return;
+    cuda_attention_delta(b, s.delta, d_o, o, x, &a);
+    if (x == DTYPE_F32)
+        cuda_attention_backward_f32(b, dqkv, d_o, lse, s.delta, qkv, &a);
+    else
+        cuda_attention_backward_bf16(b, dqkv, d_o, lse, s.delta, qkv, &a);
+}

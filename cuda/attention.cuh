@@ -24,7 +24,8 @@ __device__ __forceinline__ int last_query(const attention &a, int b, int t) {
 }
 
 /* Elements between two rows of a tile in shared memory: see tensor_core.cuh. */
-template <int DP> constexpr int LD = DP + 8;
+template <int DP>
+constexpr int LD = DP + 8;
 
 /* Positions [t, t+ROWS) of a head to a tile (ROWS,DP), zeros behind position T and column D. WIDE: D is a multiple of 8, and
  * copies of 16 bytes arrive when __pipeline_wait_prior says so; other heads are not aligned for them. */
@@ -76,8 +77,8 @@ __device__ __forceinline__ void store_rows(bf16 *head, int64_t stride, int t, in
 }
 
 /* Lends a kernel its shared memory and starts it; kernels that want more than 48 KiB must be allowed to. */
-#define LAUNCH_WITH_SHARED(b, kernel, grid, block, shared, ...)                                                                    \
-    (cuda_check(b, #kernel, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(shared))),             \
+#define LAUNCH_WITH_SHARED(b, kernel, grid, block, shared, ...)                                                        \
+    (cuda_check(b, #kernel, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(shared))), \
      LAUNCH(b, kernel, grid, block, shared, __VA_ARGS__))
 
 #endif

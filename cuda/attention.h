@@ -25,6 +25,9 @@ typedef struct attention {
     float scale;                 /* 1 / sqrt(D) */
 } attention;
 
+/* Why our own kernels run although cuDNN was asked, a line; "" if it never refused. */
+const char *cuda_attention_notice(const backend *b);
+
 /* first and last, from doc and the window. */
 void cuda_attention_bounds(backend *b, int32_t *first, /* (B,T) */
                            int32_t *last,              /* (B,T) */
@@ -41,9 +44,9 @@ void cuda_attention_forward_bf16(backend *b, void *o, /* (N,H*D) */
                                  float *lse,          /* (B,H,T) */
                                  const void *qkv,     /* (N,(H+2K)*D) */
                                  const attention *a);
-void cuda_attention_backward_bf16(backend *b, void *dqkv,                 /* (N,(H+2K)*D) */
-                                  const void *d_o,                        /* (N,H*D) */
-                                  const float *lse, const float *delta,   /* (B,H,T) */
+void cuda_attention_backward_bf16(backend *b, void *dqkv,               /* (N,(H+2K)*D) */
+                                  const void *d_o,                      /* (N,H*D) */
+                                  const float *lse, const float *delta, /* (B,H,T) */
                                   const void *qkv, const attention *a);
 
 void cuda_attention_forward_f32(backend *b, void *o, float *lse, const void *qkv, const attention *a);

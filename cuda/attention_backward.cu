@@ -3,17 +3,18 @@
  *
  *     P = exp(s - lse)    dV = P^T dO    dP = dO V^T    dS = P * (dP - delta), delta = rowsum(dO * O)    dQ = dS K    dK = dS^T Q
  *
- * Two kernels: one has a block of queries and goes through the keys they see, for dQ; one has a block of keys and goes through the
- * queries that see them, of all heads of the group, for dK and dV. Scores and dP are worked out in both: seven products instead
- * of five. In return no block adds to what another one writes: there are no atomics, no fp32 copy of dQ, the bits are always
- * the same, and each gradient is rounded once. The second kernel's tiles lie transposed, (keys, queries), so that P^T and dS^T
- * are left factors as they lie in registers. */
+ * Two kernels: one has a block of queries and goes through the keys they see, for dQ; one has a block of keys and goes through
+ * the queries that see them, of all heads of the group, for dK and dV. Scores and dP are worked out in both: seven products
+ * instead of five. In return no block adds to what another one writes: there are no atomics, no fp32 copy of dQ, the bits are
+ * always the same, and each gradient is rounded once. The second kernel's tiles lie transposed, (keys, queries), so that P^T and
+ * dS^T are left factors as they lie in registers. */
 #include "cuda/attention.cuh"
 
 /* ---- dQ ---- */
 
 /* What a lane knows of its queries, l/4 + 8*half + 16*m of the warp's. */
-template <int MT> struct gradient_rows {
+template <int MT>
+struct gradient_rows {
     int t0;                         /* the warp's first */
     float lse[MT][2], delta[MT][2]; /* lse times log2(e) */
 };
@@ -33,7 +34,8 @@ __device__ __forceinline__ void load_rows(gradient_rows<MT> &rows, const float *
 
 /* dp becomes dS without its factor 1/sqrt(D). */
 template <int MT, int NT>
-__device__ __forceinline__ void score_gradients(float dp[MT][NT][4], const float s[MT][NT][4], const gradient_rows<MT> &rows, float scale) {
+__device__ __forceinline__ void score_gradients(float dp[MT][NT][4], const float s[MT][NT][4], const gradient_rows<MT> &rows,
+                                                float scale) {
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -125,15 +127,16 @@ __global__ void __launch_bounds__(THREADS)
     float factor[MT][2];
 #pragma unroll
     for (int m = 0; m < MT; m++) factor[m][0] = factor[m][1] = a.scale;
-    store_rows<MT, DP, WIDE>(dqkv + (int64_t)b * a.T * a.row + (int64_t)h * a.D, a.row, rows.t0, a.T, a.D, my_queries, dq, factor);
+    store_rows<MT, DP, WIDE>(dqkv + (int64_t)b * a.T * a.row + (int64_t)h * a.D, a.row, rows.t0, a.T, a.D, my_queries, dq,
+                             factor);
 }
 
 /* ---- dK and dV ---- */
 
 /* s becomes P^T, dp dS^T without its factor 1/sqrt(D), for queries whose lse * log2(e) and delta are in shared memory. */
 template <int MT, int NT>
-__device__ __forceinline__ void transposed_gradients(float s[MT][NT][4], float dp[MT][NT][4], const float *lse, const float *delta,
-                                                     float scale) {
+__device__ __forceinline__ void transposed_gradients(float s[MT][NT][4], float dp[MT][NT][4], const float *lse,
+                                                     const float *delta, float scale) {
     int lane = (int)threadIdx.x % WARP;
 #pragma unroll
     for (int n = 0; n < NT; n++) {
@@ -151,7 +154,8 @@ __device__ __forceinline__ void transposed_gradients(float s[MT][NT][4], float d
 
 /* P^T and dS^T of queries that do not see the rows (keys) from t0 on become 0. */
 template <int MT, int NT>
-__device__ __forceinline__ void mask_queries(float s[MT][NT][4], float dp[MT][NT][4], const attention &a, int b, int t0, int query0) {
+__device__ __forceinline__ void mask_queries(float s[MT][NT][4], float dp[MT][NT][4], const attention &a, int b, int t0,
+                                             int query0) {
     int lane = (int)threadIdx.x % WARP;
 #pragma unroll
     for (int m = 0; m < MT; m++)
@@ -255,10 +259,10 @@ static void launch(backend *b, void *dqkv, const void *d_o, const float *lse, co
     constexpr int BM = WARPS * MT * 16;
     constexpr size_t shared = (size_t)(2 * BM + 4 * BN) * LD<DP> * sizeof(bf16);
     dim3 queries((unsigned)a->H, blocks_of(a->T, BM), (unsigned)a->B), keys((unsigned)a->K, queries.y, queries.z);
-    LAUNCH_WITH_SHARED(b, (query_gradient_kernel<DP, MT, BN, WIDE>), queries, THREADS, shared, (bf16 *)dqkv, (const bf16 *)d_o, lse, delta,
-                       (const bf16 *)qkv, *a);
-    LAUNCH_WITH_SHARED(b, (key_gradient_kernel<DP, MT, BN, WIDE>), keys, THREADS, shared, (bf16 *)dqkv, (const bf16 *)d_o, lse, delta,
-                       (const bf16 *)qkv, *a);
+    LAUNCH_WITH_SHARED(b, (query_gradient_kernel<DP, MT, BN, WIDE>), queries, THREADS, shared, (bf16 *)dqkv, (const bf16 *)d_o,
+                       lse, delta, (const bf16 *)qkv, *a);
+    LAUNCH_WITH_SHARED(b, (key_gradient_kernel<DP, MT, BN, WIDE>), keys, THREADS, shared, (bf16 *)dqkv, (const bf16 *)d_o, lse,
+                       delta, (const bf16 *)qkv, *a);
 }
 
 extern "C" void cuda_attention_backward_bf16(backend *b, void *dqkv, const void *d_o, const float *lse, const float *delta,

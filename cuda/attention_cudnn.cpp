@@ -18,34 +18,33 @@ namespace fe = cudnn_frontend;
 /* ---- the names ---- */
 
 /* X(result, name, (parameters), (arguments)) */
-#define CUDNN_NAMES(X)                                                                                                             \
-    X(cudnnStatus_t, cudnnBackendCreateDescriptor, (cudnnBackendDescriptorType_t type, cudnnBackendDescriptor_t *d), (type, d))    \
-    X(cudnnStatus_t, cudnnBackendDestroyDescriptor, (cudnnBackendDescriptor_t d), (d))                                             \
-    X(cudnnStatus_t, cudnnBackendFinalize, (cudnnBackendDescriptor_t d), (d))                                                      \
-    X(cudnnStatus_t, cudnnBackendSetAttribute,                                                                                     \
-      (cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t n, const void *v),  \
-      (d, name, type, n, v))                                                                                                       \
-    X(cudnnStatus_t, cudnnBackendGetAttribute,                                                                                     \
-      (cudnnBackendDescriptor_t const d, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t most,         \
-       int64_t *n, void *v),                                                                                                       \
-      (d, name, type, most, n, v))                                                                                                 \
-    X(cudnnStatus_t, cudnnBackendExecute,                                                                                          \
-      (cudnnHandle_t handle, cudnnBackendDescriptor_t plan, cudnnBackendDescriptor_t pack), (handle, plan, pack))                  \
-    X(cudnnStatus_t, cudnnGetStream, (cudnnHandle_t handle, cudaStream_t *stream), (handle, stream))                               \
-    X(size_t, cudnnGetVersion, (void), ())                                                                                         \
-    X(const char *, cudnnGetErrorString, (cudnnStatus_t s), (s))                                                         \
-    X(void, cudnnGetLastErrorString, (char *text, size_t size), (text, size))                                                      \
-    X(cudnnStatus_t, cudnnCreate, (cudnnHandle_t * handle), (handle))                                                              \
-    X(cudnnStatus_t, cudnnDestroy, (cudnnHandle_t handle), (handle))                                                               \
+#define CUDNN_NAMES(X)                                                                                                           \
+    X(cudnnStatus_t, cudnnBackendCreateDescriptor, (cudnnBackendDescriptorType_t type, cudnnBackendDescriptor_t * d), (type, d)) \
+    X(cudnnStatus_t, cudnnBackendDestroyDescriptor, (cudnnBackendDescriptor_t d), (d))                                           \
+    X(cudnnStatus_t, cudnnBackendFinalize, (cudnnBackendDescriptor_t d), (d))                                                    \
+    X(cudnnStatus_t, cudnnBackendSetAttribute,                                                                                   \
+      (cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t n,                \
+       const void *v),                                                                                                           \
+      (d, name, type, n, v))                                                                                                     \
+    X(cudnnStatus_t, cudnnBackendGetAttribute,                                                                                   \
+      (cudnnBackendDescriptor_t const d, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t most,       \
+       int64_t *n, void *v),                                                                                                     \
+      (d, name, type, most, n, v))                                                                                               \
+    X(cudnnStatus_t, cudnnBackendExecute, (cudnnHandle_t handle, cudnnBackendDescriptor_t plan, cudnnBackendDescriptor_t pack),  \
+      (handle, plan, pack))                                                                                                      \
+    X(cudnnStatus_t, cudnnGetStream, (cudnnHandle_t handle, cudaStream_t * stream), (handle, stream))                            \
+    X(size_t, cudnnGetVersion, (void), ())                                                                                       \
+    X(const char *, cudnnGetErrorString, (cudnnStatus_t s), (s))                                                                 \
+    X(void, cudnnGetLastErrorString, (char *text, size_t size), (text, size))                                                    \
+    X(cudnnStatus_t, cudnnCreate, (cudnnHandle_t * handle), (handle))                                                            \
+    X(cudnnStatus_t, cudnnDestroy, (cudnnHandle_t handle), (handle))                                                             \
     X(cudnnStatus_t, cudnnSetStream, (cudnnHandle_t handle, cudaStream_t stream), (handle, stream))
 
 #define POINTER(result, name, parameters, arguments) result(*name) parameters;
-static struct cudnn_names {
-    CUDNN_NAMES(POINTER)
-} names;
+static struct cudnn_names { CUDNN_NAMES(POINTER) } names;
 
 extern "C" {
-#define LEAD(result, name, parameters, arguments)                                                                                  \
+#define LEAD(result, name, parameters, arguments) \
     result name parameters { return names.name arguments; }
 CUDNN_NAMES(LEAD)
 
@@ -61,8 +60,8 @@ nvrtcResult nvrtcGetProgramLogSize(nvrtcProgram, size_t *) { return NVRTC_ERROR_
 }
 
 static int find_names(const libraries *l, error *err) {
-#define FIND(result, name, parameters, arguments)                                                                                  \
-    names.name = reinterpret_cast<result(*) parameters>(libraries_symbol(l, LIBRARY_CUDNN, #name));                                \
+#define FIND(result, name, parameters, arguments)                                                   \
+    names.name = reinterpret_cast<result(*) parameters>(libraries_symbol(l, LIBRARY_CUDNN, #name)); \
     if (names.name == nullptr) return error_set(err, STATUS_RESOURCE, "%s lacks " #name, l->of[LIBRARY_CUDNN].path);
     CUDNN_NAMES(FIND)
     return 0;
@@ -85,7 +84,7 @@ static int refused(error *err, const char *what, const std::string &why) {
     return error_set(err, STATUS_RESOURCE, "%s: %.*s", what, length < 0 ? 400 : length, why.c_str());
 }
 
-int cudnn_attention_open(cudnn_attention **c, const libraries *l, cudaStream_t stream, error *err) {
+static int open_cudnn(cudnn_attention **c, const libraries *l, cudaStream_t stream, error *err) {
     if (find_names(l, err)) return -1;
     std::unique_ptr<cudnn_attention> opened(new (std::nothrow) cudnn_attention);
     if (!opened) return error_set(err, STATUS_RESOURCE, "no memory for cuDNN");
@@ -96,8 +95,7 @@ int cudnn_attention_open(cudnn_attention **c, const libraries *l, cudaStream_t s
     return 0;
 }
 
-int cudnn_attention_open_described(cudnn_attention **c, const libraries *l, const char *description, int capability,
-                                   error *err) try {
+static int open_described(cudnn_attention **c, const libraries *l, const char *description, int capability, error *err) try {
     if (find_names(l, err)) return -1;
     std::unique_ptr<cudnn_attention> opened(new cudnn_attention);
     opened->described = std::make_shared<fe::DeviceProperties>();
@@ -110,7 +108,7 @@ int cudnn_attention_open_described(cudnn_attention **c, const libraries *l, cons
     return refused(err, "the description of the GPU", e.what());
 }
 
-void cudnn_attention_close(cudnn_attention *c) { delete c; }
+static void close_cudnn(cudnn_attention *c) { delete c; }
 
 /* ---- plans ---- */
 
@@ -148,7 +146,8 @@ static void output(const tensor &t, uid id, const cudnn_shape &s, int64_t heads,
 }
 
 /* The mask, alike in both passes. A left bound of W lets a query see W keys, itself included. */
-template <class attributes> static attributes masked(attributes a, const cudnn_shape &s) {
+template <class attributes>
+static attributes masked(attributes a, const cudnn_shape &s) {
     a.set_attn_scale(1.0f / std::sqrt(static_cast<float>(s.D)));
     a.set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT).set_diagonal_band_right_bound(0);
     if (s.window < s.T) a.set_diagonal_band_left_bound(s.window);
@@ -192,7 +191,7 @@ static int make_plan(cudnn_plan *plan, cudnn_attention *c, error *err) {
     return failed.is_bad() ? refused(err, "cuDNN has no plan", failed.get_message()) : 0;
 }
 
-cudnn_plan *cudnn_plan_create(cudnn_attention *c, const cudnn_shape *shape, error *err) try {
+static cudnn_plan *create_plan(cudnn_attention *c, const cudnn_shape *shape, error *err) try {
     std::unique_ptr<cudnn_plan> plan(new cudnn_plan);
     plan->handle = c->handle;
     plan->shape = *shape;
@@ -204,11 +203,11 @@ cudnn_plan *cudnn_plan_create(cudnn_attention *c, const cudnn_shape *shape, erro
     return nullptr;
 }
 
-void cudnn_plan_destroy(cudnn_plan *plan) { delete plan; }
+static void destroy_plan(cudnn_plan *plan) { delete plan; }
 
-size_t cudnn_plan_workspace(const cudnn_plan *plan) { return static_cast<size_t>(plan->workspace); }
+static size_t workspace_of(const cudnn_plan *plan) { return static_cast<size_t>(plan->workspace); }
 
-const char *cudnn_plan_name(const cudnn_plan *plan) { return plan->name.c_str(); }
+static const char *name_of(const cudnn_plan *plan) { return plan->name.c_str(); }
 
 /* ---- running them ---- */
 
@@ -227,7 +226,7 @@ static int run(cudnn_plan *plan, arrays &of, void *workspace, error *err) {
     return failed.is_bad() ? refused(err, "cuDNN failed", failed.get_message()) : 0;
 }
 
-int cudnn_plan_forward(cudnn_plan *plan, void *o, float *lse, const void *qkv, void *workspace, error *err) try {
+static int forward(cudnn_plan *plan, void *o, float *lse, const void *qkv, void *workspace, error *err) try {
     arrays of = {{O, o}, {LSE, lse}};
     add_heads(of, plan->shape, Q, qkv);
     return run(plan, of, workspace, err);
@@ -235,8 +234,8 @@ int cudnn_plan_forward(cudnn_plan *plan, void *o, float *lse, const void *qkv, v
     return refused(err, "cuDNN failed", e.what());
 }
 
-int cudnn_plan_backward(cudnn_plan *plan, void *dqkv, const void *d_o, const void *o, const float *lse, const void *qkv,
-                        void *workspace, error *err) try {
+static int backward(cudnn_plan *plan, void *dqkv, const void *d_o, const void *o, const float *lse, const void *qkv,
+                    void *workspace, error *err) try {
     arrays of = {{O, const_cast<void *>(o)}, {LSE, const_cast<float *>(lse)}, {D_O, const_cast<void *>(d_o)}};
     add_heads(of, plan->shape, Q, qkv);
     add_heads(of, plan->shape, D_Q, dqkv);
@@ -244,3 +243,6 @@ int cudnn_plan_backward(cudnn_plan *plan, void *dqkv, const void *d_o, const voi
 } catch (const std::exception &e) {
     return refused(err, "cuDNN failed", e.what());
 }
+
+const cudnn_functions attention_by_cudnn = {open_cudnn,   open_described, close_cudnn, create_plan, destroy_plan,
+                                            workspace_of, name_of,        forward,     backward};

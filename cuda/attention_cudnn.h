@@ -25,24 +25,30 @@ typedef struct cudnn_shape {
     int window; /* keys that a query sees, itself included; T: all before it */
 } cudnn_shape;
 
-/* l has LIBRARY_CUDNN open, and stays open as long as plans are used. The GPU is the current one, work goes to the stream.
- * One at a time in a process: cuDNN's frontend calls it by its functions' names, which lead to the library opened last. */
-int cudnn_attention_open(cudnn_attention **c, const libraries *l, cudaStream_t stream, error *err);
+/* A table, because it may be missing: a program is built with it where cuDNN's headers are (scripts/cuda.mk). */
+typedef struct cudnn_functions {
+    /* l has LIBRARY_CUDNN open, and stays open. The GPU is the current one, work goes to the stream. In a process all of l are
+     * the same library: cuDNN's frontend calls it by its functions' names, which lead to the one found last. */
+    int (*open)(cudnn_attention **c, const libraries *l, cudaStream_t stream, error *err);
 
-/* For a GPU that is not here, by cuDNN's own description of it (JSON) and its compute capability: plans can be made, not run. */
-int cudnn_attention_open_described(cudnn_attention **c, const libraries *l, const char *description, int capability, error *err);
-void cudnn_attention_close(cudnn_attention *c);
+    /* For a GPU that is not here, by cuDNN's own description of it (JSON) and its compute capability: plans can be made, not run.
+     */
+    int (*open_described)(cudnn_attention **c, const libraries *l, const char *description, int capability, error *err);
+    void (*close)(cudnn_attention *c);
 
-/* NULL: refused, for the reason in *err. Takes about half a second of the host. */
-cudnn_plan *cudnn_plan_create(cudnn_attention *c, const cudnn_shape *shape, error *err);
-void cudnn_plan_destroy(cudnn_plan *plan);
-size_t cudnn_plan_workspace(const cudnn_plan *plan); /* bytes it runs with */
-const char *cudnn_plan_name(const cudnn_plan *plan); /* of cuDNN's engine */
+    /* NULL: refused, for the reason in *err. Takes about half a second of the host. */
+    cudnn_plan *(*plan)(cudnn_attention *c, const cudnn_shape *shape, error *err);
+    void (*destroy)(cudnn_plan *plan);
+    size_t (*workspace)(const cudnn_plan *plan); /* bytes it runs with */
+    const char *(*name)(const cudnn_plan *plan); /* of cuDNN's engine */
 
-/* Arrays as in ops.h, of plan's B rows. */
-int cudnn_plan_forward(cudnn_plan *plan, void *o, float *lse, const void *qkv, void *workspace, error *err);
-int cudnn_plan_backward(cudnn_plan *plan, void *dqkv, const void *d_o, const void *o, const float *lse, const void *qkv,
-                        void *workspace, error *err);
+    /* Arrays as in ops.h, of the shape's B rows. */
+    int (*forward)(cudnn_plan *plan, void *o, float *lse, const void *qkv, void *workspace, error *err);
+    int (*backward)(cudnn_plan *plan, void *dqkv, const void *d_o, const void *o, const float *lse, const void *qkv,
+                    void *workspace, error *err);
+} cudnn_functions;
+
+extern const cudnn_functions attention_by_cudnn;
 
 #ifdef __cplusplus
 }

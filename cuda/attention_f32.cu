@@ -44,7 +44,8 @@ __device__ __forceinline__ void store_row(float *row, const float sum[COLUMNS], 
 /* ---- forward ---- */
 
 /* One block of queries of a head. */
-__global__ void __launch_bounds__(THREADS) attention_forward_f32_kernel(float *o_array, float *lse, const float *qkv, attention a) {
+__global__ void __launch_bounds__(THREADS)
+    attention_forward_f32_kernel(float *o_array, float *lse, const float *qkv, attention a) {
     DYN_SMEM(float, queries); /* (BLOCK_ROWS,D), keys (32,D), values (32,D), all padded; probabilities (WARPS,32) */
     int D = a.D, h = (int)blockIdx.x, b = (int)blockIdx.z, t0 = (int)blockIdx.y * BLOCK_ROWS;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
@@ -112,8 +113,8 @@ __device__ __forceinline__ head_arrays arrays_of(const attention &a, int b, int 
 /* One block of rows of a head. Rows are keys: dk (sum) = dS^T q and dv (sum_p) = P^T dO, over the heads of the group. Rows are
  * queries: dq (sum) = dS k. */
 template <bool KEYS>
-__global__ void __launch_bounds__(THREADS)
-    attention_backward_f32_kernel(float *dqkv, const float *d_o, const float *lse, const float *delta, const float *qkv, attention a) {
+__global__ void __launch_bounds__(THREADS) attention_backward_f32_kernel(float *dqkv, const float *d_o, const float *lse,
+                                                                         const float *delta, const float *qkv, attention a) {
     DYN_SMEM(float, rows); /* q or k and dO or v (BLOCK_ROWS,D) each, the tile's k or q and v or dO (32,D); dS, P (WARPS,32) */
     int D = a.D, head = (int)blockIdx.x, b = (int)blockIdx.z, t0 = (int)blockIdx.y * BLOCK_ROWS;
     int warp = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP, row0 = t0 + warp * ROWS;
@@ -168,7 +169,8 @@ static dim3 grid_of(const attention *a, int heads) { return dim3((unsigned)heads
 
 extern "C" void cuda_attention_forward_f32(backend *b, void *o, float *lse, const void *qkv, const attention *a) {
     size_t shared = ((size_t)(BLOCK_ROWS + 2 * WARP) * (size_t)padded(a->D) + THREADS) * sizeof(float);
-    LAUNCH_WITH_SHARED(b, attention_forward_f32_kernel, grid_of(a, a->H), THREADS, shared, (float *)o, lse, (const float *)qkv, *a);
+    LAUNCH_WITH_SHARED(b, attention_forward_f32_kernel, grid_of(a, a->H), THREADS, shared, (float *)o, lse, (const float *)qkv,
+                       *a);
 }
 
 template <bool KEYS>

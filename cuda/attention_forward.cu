@@ -1,5 +1,5 @@
-/* attention_forward.cu: o = softmax(q k^T / sqrt(D)) v in bf16 on tensor cores, a tile at a time, with the running maximum and sum
- * of each row [Dao et al. 2022, algorithm 1; the cut into blocks and warps is that of Dao 2023].
+/* attention_forward.cu: o = softmax(q k^T / sqrt(D)) v in bf16 on tensor cores, a tile at a time, with the running maximum and
+ * sum of each row [Dao et al. 2022, algorithm 1; the cut into blocks and warps is that of Dao 2023].
  *
  * Bound by the tensor cores and, at D 64, nearly as much by the exponentials and by shared memory. So a warp has MT*16 whole
  * rows: it reads a tile of keys for all of them at once, and needs no other warp for its maxima. The scores stay in registers
@@ -7,7 +7,8 @@
 #include "cuda/attention.cuh"
 
 /* What a lane knows of its rows, l/4 + 8*half + 16*m of the warp's. */
-template <int MT> struct query_rows {
+template <int MT>
+struct query_rows {
     int t0;           /* the first */
     float max[MT][2]; /* of the scores so far, before scaling */
     float sum[MT][2]; /* of the exponentials, the lane's columns only */
@@ -66,8 +67,8 @@ __device__ __forceinline__ void softmax_tile(float s[MT][NT][4], float o[MT][DP 
 
 /* o / sum, and lse, to where they belong. */
 template <int MT, int DP, bool WIDE>
-__device__ __forceinline__ void store_block(const attention &a, bf16 *o_head, float *lse_head, bf16 *tile, const float o[MT][DP / 8][4],
-                                            const query_rows<MT> &rows) {
+__device__ __forceinline__ void store_block(const attention &a, bf16 *o_head, float *lse_head, bf16 *tile,
+                                            const float o[MT][DP / 8][4], const query_rows<MT> &rows) {
     int lane = (int)threadIdx.x % WARP;
     float factor[MT][2];
 #pragma unroll
@@ -139,14 +140,17 @@ __global__ void __launch_bounds__(THREADS) attention_forward_kernel(bf16 *o_arra
         softmax_tile<MT, NT, DP>(s, o, rows, a.scale * LOG2_E);
         add_product<MT, NT, DP / 8>(o, s, k_tile + TILE, LD<DP>);
     }
-    store_block<MT, DP, WIDE>(a, o_array + ((int64_t)b * a.T * a.H + h) * a.D, lse + ((int64_t)b * a.H + h) * a.T, my_queries, o, rows);
+    store_block<MT, DP, WIDE>(a, o_array + ((int64_t)b * a.T * a.H + h) * a.D, lse + ((int64_t)b * a.H + h) * a.T, my_queries, o,
+                              rows);
 }
 
-template <int DP, int MT, int BN, bool WIDE> static void launch(backend *b, void *o, float *lse, const void *qkv, const attention *a) {
+template <int DP, int MT, int BN, bool WIDE>
+static void launch(backend *b, void *o, float *lse, const void *qkv, const attention *a) {
     constexpr int BM = WARPS * MT * 16;
     constexpr size_t shared = (size_t)(BM + 4 * BN) * LD<DP> * sizeof(bf16);
     dim3 grid((unsigned)a->H, blocks_of(a->T, BM), (unsigned)a->B);
-    LAUNCH_WITH_SHARED(b, (attention_forward_kernel<DP, MT, BN, WIDE>), grid, THREADS, shared, (bf16 *)o, lse, (const bf16 *)qkv, *a);
+    LAUNCH_WITH_SHARED(b, (attention_forward_kernel<DP, MT, BN, WIDE>), grid, THREADS, shared, (bf16 *)o, lse, (const bf16 *)qkv,
+                       *a);
 }
 
 extern "C" void cuda_attention_forward_bf16(backend *b, void *o, float *lse, const void *qkv, const attention *a) {

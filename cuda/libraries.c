@@ -218,8 +218,10 @@ void libraries_report(FILE *to) {
     for (int i = 0; i < N_LIBRARIES; i++) {
         error err;
         int missing = libraries_open(&l, (library)i, &err);
+        const char *places = missing ? strstr(err.text, " Looked in") : NULL; /* of no use where nothing is asked for */
         if (missing)
-            fprintf(to, "  %-9s%.*s\n", known[i].title, (int)strcspn(err.text, "\n"), err.text);
+            fprintf(to, "  %-9s%.*s\n", known[i].title, (int)(places ? places - err.text : (long)strcspn(err.text, "\n")),
+                    err.text);
         else
             fprintf(to, "  %-9s%s (%s)\n", known[i].title, l.of[i].version, l.of[i].path);
     }

@@ -13,7 +13,7 @@
 
 #ifdef CUEMU
 #define mma_m16n8k16_bf16 emu_mma_m16n8k16_bf16
-#define ldmatrix_x4 emu_ldmatrix_x4
+#define ldmatrix_x4       emu_ldmatrix_x4
 #define ldmatrix_x4_trans emu_ldmatrix_x4_trans
 __device__ __forceinline__ float exp2_approximate(float x) { return exp2f(x); }
 #else
@@ -56,7 +56,8 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
 }
 
 /* Left factors: columns [k, k+16) of the warp's rows of a tile. */
-template <int MT> __device__ __forceinline__ void load_left(unsigned a[MT][4], const bf16 *rows, int ld, int k) {
+template <int MT>
+__device__ __forceinline__ void load_left(unsigned a[MT][4], const bf16 *rows, int ld, int k) {
     int lane = (int)threadIdx.x % 32;
 #pragma unroll
     for (int m = 0; m < MT; m++) ldmatrix_x4(a[m], rows + (m * 16 + lane % 16) * ld + k + lane / 16 * 8);
@@ -64,7 +65,8 @@ template <int MT> __device__ __forceinline__ void load_left(unsigned a[MT][4], c
 
 /* s += a b^T for columns [k, k+16) of a tile b (NT*8,...): s (MT*16,NT*8). */
 template <int MT, int NT>
-__device__ __forceinline__ void add_product_transposed(float s[MT][NT][4], const unsigned a[MT][4], const bf16 *b, int ld, int k) {
+__device__ __forceinline__ void add_product_transposed(float s[MT][NT][4], const unsigned a[MT][4], const bf16 *b, int ld,
+                                                       int k) {
     int lane = (int)threadIdx.x % 32;
 #pragma unroll
     for (int n = 0; n < NT; n += 2) {
@@ -105,7 +107,8 @@ __device__ __forceinline__ void add_product(float sum[MT][NT][4], const float p[
     }
 }
 
-template <int MT, int NT> __device__ __forceinline__ void clear(float s[MT][NT][4]) {
+template <int MT, int NT>
+__device__ __forceinline__ void clear(float s[MT][NT][4]) {
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll

@@ -53,9 +53,16 @@ $(BUILD)/cuda-flags: FORCE
 setup-cuda: ## the CUDA compiler and headers, into build/cuda, where the machine has none; no root and no GPU needed
 	@scripts/setup_cuda.sh
 
-GPU_TESTS = $(patsubst %.c,$(BUILD)/%,$(wildcard $(addprefix tests/,$(addsuffix .c,$(patsubst test_*,test_cuda_*,$(T))))))
-test-gpu: setup ## the tests of cuda/ on this machine's GPU
-	@$(SUBMAKE) $(GPU_TESTS)
-	@$(PYTHON) tests/run.py $(GPU_TESTS)
+# cuDNN plans for GPUs that are not here, with a driver that does nothing.
+$(BUILD)/cudnn-plans/plans: $(BUILD)/obj/tests/cudnn_plans.o $(BUILD)/libmobilellm.a
+	@echo "link $@" && mkdir -p $(@D)
+	$(Q)$(CC) $(FLAGS) -o $@ $^ $(LIBS)
 
-.PHONY: setup-cuda test-gpu
+$(BUILD)/cudnn-plans/libcuda.so.1: tests/cudnn_plans_driver.c
+	@echo "link $@" && mkdir -p $(@D)
+	$(Q)$(CC) -std=c11 $(WARN) -shared -fPIC -o $@ $<
+
+cudnn-plans: $(if $(filter %/attention_cudnn.cpp.o,$(CUDA_OBJECTS)),$(addprefix $(BUILD)/cudnn-plans/,plans libcuda.so.1)) ## asks cuDNN for a plan of every attention shape of configs/models, for GPUs that need not be here
+	$(if $^,@LD_LIBRARY_PATH="$(BUILD)/cudnn-plans:$$LD_LIBRARY_PATH" $< configs/models/*.yaml,@echo "cudnn-plans: skipped: no cuDNN headers here (make setup-cuda)")
+
+.PHONY: setup-cuda cudnn-plans

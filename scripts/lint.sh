@@ -62,5 +62,7 @@ check clang-format format
 check shellcheck shell
 check cppcheck cpp_check
 check clang-tidy tidy "$@"
+# shellcheck disable=SC2086 # one word an object
+[[ -z ${CUDA_KERNELS:-} ]] || check "machine code of cuda/" scripts/lint_cuda.sh $CUDA_KERNELS
 
 [[ ${#failed[@]} == 0 ]] || { echo "lint: failed: ${failed[*]}"; exit 1; }

@@ -56,7 +56,8 @@ typedef struct twins {
 static inline void side_open(side *s, const ops *table, const op_limits *limits) {
     *s = (side){.ops = table};
     error err = {0};
-    if (table->open(&s->b, 0, 0, &err)) fail_msg("%s", err.text);
+    int threads = 1; /* of the CPU: ThreadSanitizer does not know OpenMP's */
+    if (table->open(&s->b, threads, 0, &err)) fail_msg("%s", err.text);
     size_t bytes = table->scratch_bytes(s->b, limits);
     s->scratch = table->alloc(s->b, bytes, &err);
     if (!s->scratch) fail_msg("%s", err.text);

@@ -1,8 +1,9 @@
 /* test_cuda_attention.c: the CUDA backend's attention against the CPU's in fp32, on the same numbers.
  *
  * Limits are on the norm of the error relative to the norm of the tensor, and those of test_attention.c, which says why: 1e-5 for
- * fp32; for bf16 two roundings on the way to a result, doubled for small tensors. As there, the backward pass is given the forward
- * pass's rounded o. Our own kernels run here, on a GPU too: cuDNN's plans differ from GPU to GPU (tests/cudnn_plans.cpp). */
+ * fp32; for bf16 two roundings on the way to a result, doubled for small tensors. As there, the backward pass is given the
+ * forward pass's rounded o. Our own kernels run here, on a GPU too: cuDNN's plans differ from GPU to GPU (tests/cudnn_plans.cpp).
+ */
 #include <inttypes.h>
 #include <unistd.h>
 
@@ -16,9 +17,9 @@ typedef struct problem {
     backend *gpu;
     dtype x;
     int B, T, H, K, D, window;
-    int32_t *doc;       /* (N) or NULL */
-    float *qkv;         /* (N,(H+2K)*D) */
-    float *d_o;         /* (N,H*D) */
+    int32_t *doc;        /* (N) or NULL */
+    float *qkv;          /* (N,(H+2K)*D) */
+    float *d_o;          /* (N,H*D) */
     void *x_qkv, *x_d_o; /* the same, in x */
 } problem;
 
@@ -306,6 +307,43 @@ static void bits_are_always_the_same(void **state) {
     }
 }
 
+/* cuDNN by itself, on machines that have it and a GPU: lengths that fill no tile, windows, groups, and the same bits again. */
+static void cudnn_is_the_cpu_too(void **state) {
+    (void)state;
+    const int T[] = {64, 100, 257, 1024}, windows[] = {0, 1, 5, 64};
+    backend *gpu;
+    error err;
+    setenv("MOBILELLM_ATTENTION", "cudnn", 1);
+    bool there = cuda_ops()->open(&gpu, 0, 0, &err) == 0;
+    if (there) cuda_ops()->close(gpu);
+    for (int i = 0; there && i < 16; i++) {
+        testing t;
+        problem p =
+            make_problem(&t, DTYPE_BF16, 1 + i % 3, T[i % 4], 2 * groups[i % 3], 2, i % 5 == 4 ? 128 : 64, windows[i / 4]);
+        check_problem(&p);
+        results first = run(&p), again = run(&p);
+        check_same_bits("o", again.o, first.o, n_o(&p), p.x);
+        check_same_bits("dqkv", again.dqkv, first.dqkv, n_qkv(&p), p.x);
+        close_problem(&p);
+    }
+    setenv("MOBILELLM_ATTENTION", "own", 1);
+    if (there) return;
+    print_message("%s\n", err.text);
+    skip();
+}
+
+static void wrong_wish_is_refused(void **state) {
+    (void)state;
+    backend *gpu;
+    error err;
+    setenv("MOBILELLM_ATTENTION", "cuddn", 1);
+    int failed = cuda_ops()->open(&gpu, 0, 0, &err);
+    setenv("MOBILELLM_ATTENTION", "own", 1);
+    assert_int_equal(failed, -1);
+    assert_int_equal(err.code, STATUS_USAGE);
+    assert_non_null(strstr(err.text, "MOBILELLM_ATTENTION is \"cuddn\""));
+}
+
 /* Without a GPU too; in proportion to the tokens but for the alignment of three arrays. */
 static void scratch_is_linear_in_T(void **state) {
     (void)state;
@@ -317,12 +355,19 @@ static void scratch_is_linear_in_T(void **state) {
 }
 
 int main(int argc, char **argv) {
+    setenv("MOBILELLM_ATTENTION", "own", 1);
     if (argc == 2 && strcmp(argv[1], "hash") == 0) return printf("%" PRIx64 "\n", hash_of_bits()) < 0;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(both_passes_are_those_of_the_cpu), cmocka_unit_test(head_size_may_be_any_up_to_128),
-        cmocka_unit_test(larger_head_size_is_refused),      cmocka_unit_test(long_window_is_none),
-        cmocka_unit_test(documents_may_be_of_any_length),   cmocka_unit_test(large_scores_do_not_overflow),
-        cmocka_unit_test(bits_are_always_the_same),         cmocka_unit_test(scratch_is_linear_in_T),
+        cmocka_unit_test(both_passes_are_those_of_the_cpu),
+        cmocka_unit_test(head_size_may_be_any_up_to_128),
+        cmocka_unit_test(larger_head_size_is_refused),
+        cmocka_unit_test(long_window_is_none),
+        cmocka_unit_test(documents_may_be_of_any_length),
+        cmocka_unit_test(large_scores_do_not_overflow),
+        cmocka_unit_test(bits_are_always_the_same),
+        cmocka_unit_test(scratch_is_linear_in_T),
+        cmocka_unit_test(cudnn_is_the_cpu_too),
+        cmocka_unit_test(wrong_wish_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -164,7 +164,7 @@ static void ranks_share_the_choices_of_rank_0(void **state) {
 static noreturn void run_until_it_ends(bool hang, int which) {
     error err = {0};
     double host = 1, *device = op->alloc(b, sizeof *device, &err);
-    if (ranks_watch(&r, 2, "Look at it.", &err)) ranks_abort(&r, &err);
+    if (ranks_watch(&r, hang ? 2 : 100, "Look at it.", &err)) ranks_abort(&r, &err);
     for (int i = 0;; i++) {
         while (hang && i == 3 && r.rank == which) usleep(100000);
         op->copy_in(b, device, &host, sizeof host);

@@ -2,7 +2,7 @@
 #
 # `make emu` builds one flavour, EMU=fast unless another is named; `make emu-test` builds and tests the first three. T= chooses
 # tests, as in the Makefile. A flavour compiles cuda/, its tests and the emulation with other flags, and runs in another order
-# unless the environment says which; the rest of the program is libmobilellm.a as it is.
+# unless the environment says which; the rest of the program is as in the product.
 #   fast   build/emu        as fast as can be, several OS threads: for tests that run the program
 #   asan   build/emu-asan   AddressSanitizer and UBSan: bounds, alignment. Threads in reverse, streams late
 #   tsan   build/emu-tsan   ThreadSanitizer (needs clang): races within and between blocks, in shared and global memory. Random order
@@ -41,14 +41,19 @@ EMU_KERNEL = $(EMU_CXX) $(EMU_OPT) $(EMU_CXXFLAGS) -Itests/emu/include -include 
 # call back into the program.
 EMU_LINK = $(EMU_CXX) $(EMU_OPT) -fopenmp -rdynamic -Wl,--disable-new-dtags,-rpath,$(abspath $(BUILD)/emu/lib)
 
+# Without the real runtime, which would step in for a function that tests/emu lacks.
+EMU_LIBS = $(filter-out $(CUDA_LIBS),$(LIBS)) -ldl -lm -lpthread
+
 # cuDNN is not emulated: an empty library of its name hides one that may be installed. Names as cuda/libraries.c looks for them.
 EMU_MAJOR = $(shell awk '/define CUDART_VERSION/ { print int($$3 / 1000) }' $(CUDA)/include/cuda_runtime_api.h 2>/dev/null)
 EMU_LIBRARIES = $(addprefix $(BUILD)/emu/lib/,libcublasLt.so.$(EMU_MAJOR) libnccl.so.2 libcudnn.so.9)
 
 EMU_CUDA = $(wildcard cuda/*.cu) $(filter-out cuda/none.c,$(wildcard cuda/*.c))
 EMU_RUNTIME = $(addprefix $(EMU_DIR)/obj/tests/emu/,$(addsuffix .cpp.o,config fiber schedule block warp grid memory stream device))
-EMU_OBJECTS = $(EMU_CUDA:%=$(EMU_DIR)/obj/%.o) $(EMU_RUNTIME)
+EMU_OBJECTS = $(EMU_CUDA:%=$(EMU_DIR)/obj/%.o) $(EMU_RUNTIME) $(BUILD)/emu/librest.a
 EMU_TEST_NAMES = $(basename $(notdir $(filter tests/test_cuda_% tests/test_emu_%,$(wildcard $(T:%=tests/%.c)))))
+EMU_PY_TESTS = $(filter tests/test_cuda_% tests/test_emu%,$(wildcard $(T:%=tests/%.py)))
+EMU_HEADERS := $(wildcard $(CUDA)/include/cuda_runtime.h)
 EMU_TESTED = fast asan $(if $(shell command -v clang++),tsan)
 EMU_ALL_TESTS = $(foreach each,$(EMU_TESTED),$(EMU_TEST_NAMES:%=$(BUILD)/emu$(patsubst -fast,,-$(each))/tests/%))
 
@@ -58,25 +63,29 @@ emu-all:
 	@$(foreach each,$(EMU_TESTED),$(SUBMAKE) EMU=$(each) emu &&) true
 
 emu-test: emu-all
-	@$(PYTHON) tests/run.py $(EMU_ALL_TESTS) $(filter tests/test_cuda_% tests/test_emu%,$(wildcard $(T:%=tests/%.py)))
+	@$(PYTHON) tests/run.py $(EMU_ALL_TESTS) $(EMU_PY_TESTS)
 
-$(EMU_DIR)/mobilellm: $(BUILD)/obj/mobilellm.o $(EMU_OBJECTS) $(BUILD)/libmobilellm.a | $(EMU_LIBRARIES)
+$(EMU_DIR)/mobilellm: $(BUILD)/obj/mobilellm.o $(EMU_OBJECTS) | $(EMU_LIBRARIES)
 	@echo "link $@"
-	$(Q)$(EMU_LINK) -o $@ $^ $(LIBS)
+	$(Q)$(EMU_LINK) -o $@ $^ $(EMU_LIBS)
 
-$(EMU_DIR)/tests/%: $(EMU_DIR)/obj/tests/%.c.o $(EMU_OBJECTS) $(BUILD)/libmobilellm.a | $(EMU_LIBRARIES)
+$(EMU_DIR)/tests/%: $(EMU_DIR)/obj/tests/%.c.o $(EMU_OBJECTS) | $(EMU_LIBRARIES)
 	@echo "link $@" && mkdir -p $(@D)
-	$(Q)$(EMU_LINK) -o $@ $^ -lcmocka $(LIBS)
+	$(Q)$(EMU_LINK) -o $@ $^ -lcmocka $(EMU_LIBS)
 
 $(EMU_DIR)/faults: $(EMU_DIR)/obj/tests/emu/faults.cu.o $(EMU_RUNTIME)
 	@echo "link $@"
 	$(Q)$(EMU_LINK) -o $@ $^
 
+# Without cuda/, so that nothing waits for nvcc.
+$(BUILD)/emu/librest.a: $(filter-out $(BUILD)/obj/cuda/%,$(OBJECTS))
+	$(Q)mkdir -p $(@D) && rm -f $@ && ar qcs $@ $^
+
 $(BUILD)/emu/lib/libcublasLt.so.$(EMU_MAJOR): tests/emu/cublaslt.c
 $(BUILD)/emu/lib/libnccl.so.2: tests/emu/nccl.c
 $(BUILD)/emu/lib/%: tests/emu/emu_host.h cuda/library_api.h
 	@echo "link $@" && mkdir -p $(@D)
-	$(Q)$(CC) -std=c11 -D_GNU_SOURCE -O3 -march=$(ARCH) $(EMU_FLAGS) $(PKG_CFLAGS) -shared -fPIC -o $@ $(filter %.c,$^) -x c /dev/null $(LIBS)
+	$(Q)$(CC) -std=c11 -D_GNU_SOURCE -O3 -march=$(ARCH) $(EMU_FLAGS) $(PKG_CFLAGS) -shared -fPIC -o $@ $(filter %.c,$^) -x c /dev/null $(EMU_LIBS)
 
 $(EMU_DIR)/obj/%.c.o: %.c $(EMU_DIR)/flags
 	@echo "compile $@" && mkdir -p $(@D)

@@ -26,7 +26,7 @@ report=$([[ -x $program ]] && "$program" --version 2>&1)
 gpus=$(grep -c '^  GPU [0-9]' <<<"$report")
 # A build without CUDA sees none: the device files tell whether it is worth making another.
 if ((gpus == 0)) && { [[ -z $look ]] || ! { [[ -e /dev/nvidia0 || -e /dev/dxg ]] || nvidia-smi -L; } >/dev/null 2>&1; }; then
-    reason=$(sed -n 's/^  GPU  *none: *//p' <<<"$report")
+    reason=$(sed -n 's/^  GPU  *none: *//p; s/^CUDA: *//p' <<<"$report")
     [[ -x $program || -n $look ]] || reason="$program is not there: make gpu-programs"
     echo "no GPU here: ${reason:-this machine shows no /dev/nvidia0 and nvidia-smi names none}"
     exit 4

@@ -18,13 +18,14 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SHORT = "train.tokens=2304"  # six steps
 LIMITS = {"f32": 1e-4, "bf16": 5e-3}  # of tests/test_cuda_training.py
 
 
 class Runs:
     def __init__(self, program, directory):
         self.program, self.directory = Path(program).resolve(), Path(directory)
-        self.env = {**os.environ, "OMPI_MCA_rmaps_base_oversubscribe": "1"}
+        self.env = {"OMP_WAIT_POLICY": "passive", **os.environ, "OMPI_MCA_rmaps_base_oversubscribe": "1"}
         if os.geteuid() == 0:
             self.env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
         draw = random.Random(1)
@@ -66,15 +67,15 @@ def steps_are_those_of_the_cpu(runs, dtype):
 
 
 def two_runs_are_the_same(runs):
-    first, second = (runs.losses(f"again{i}", "cuda", dtype="bf16") for i in range(2))
+    first, second = (runs.losses(f"again{i}", "cuda", SHORT, dtype="bf16") for i in range(2))
     assert first == second, "two equal runs have different losses"
     return "two equal runs have the same losses, bit by bit"
 
 
 def resumed_is_the_same(runs, ranks):
-    whole = runs.losses(f"whole{ranks}", "cuda", dtype="bf16", ranks=ranks)
-    runs.losses(f"halves{ranks}", "cuda", "train.stop_after=10", dtype="bf16", ranks=ranks)
-    halves = runs.losses(f"halves{ranks}", "cuda", "--resume", dtype="bf16", ranks=ranks)
+    whole = runs.losses(f"whole{ranks}", "cuda", SHORT, dtype="bf16", ranks=ranks)
+    runs.losses(f"halves{ranks}", "cuda", SHORT, "train.stop_after=3", dtype="bf16", ranks=ranks)
+    halves = runs.losses(f"halves{ranks}", "cuda", SHORT, "--resume", dtype="bf16", ranks=ranks)
     assert whole == halves, "a run that was stopped and resumed has other losses"
     runs.run("inspect", runs.directory / f"halves{ranks}", "--verify")
     return f"stopped and resumed on {ranks} GPU{'s' if ranks > 1 else ''}: the same losses, and the checkpoint verifies"

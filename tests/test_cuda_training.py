@@ -1,6 +1,7 @@
 """Training by the CUDA backend as a whole program: the CPU backend's losses, and the same bits however it is interrupted.
 
-On machines without a GPU it runs on the emulated one (tests/emu), in random orders of threads and streams."""
+On machines without a GPU it runs on the emulated one (tests/emu), in random orders of threads and streams. make test-gpu runs it
+on a real one: MOBILELLM_CUDA names the program then."""
 
 import os
 import subprocess
@@ -10,18 +11,26 @@ import conftest
 import pytest
 from conftest import ENV, ROOT, losses, newest, run_json, same_bits
 
-EMULATED = conftest.BUILD / "emu" / "mobilellm"
+PROGRAM = Path(os.environ.get("MOBILELLM_CUDA") or conftest.BUILD / "emu" / "mobilellm").absolute()
+GPUS = int(os.environ.get("MOBILELLM_GPUS", 8))  # of a machine that is not emulated
 SHORT = {"train__tokens": 384 * 6}
 
-pytestmark = pytest.mark.skipif(not EMULATED.exists(), reason="build/emu/mobilellm is not there: make emu")
+pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason=f"{PROGRAM} is not there: make emu")
+only_emulated = pytest.mark.skipif("MOBILELLM_CUDA" in os.environ, reason="a machine that is not this one")
+not_emulated = pytest.mark.skipif("MOBILELLM_CUDA" not in os.environ, reason="two ranks show it where GPUs cost nothing")
+
+
+def gpus(n):
+    if "MOBILELLM_CUDA" in os.environ and n > GPUS:
+        pytest.skip(f"{n} ranks need {n} GPUs")
 
 
 def run_cuda(arguments, *more, ranks=0, status=0, **variables):
-    """The emulated program. Deterministic, lazy streams unless told otherwise: they find a missing wait."""
+    """Where the GPU is emulated: lazy streams unless told otherwise; they find a missing wait."""
     launcher = ["mpirun", "-np", str(ranks), "--bind-to", "none"] if ranks else []
     env = {**ENV, "OMP_NUM_THREADS": "1", "CUEMU_DEVICES": str(max(ranks, 1)), "CUEMU_STREAMS": "lazy",
            "XDG_CACHE_HOME": str(ROOT / "build" / "emu" / "cache"), **variables}
-    done = subprocess.run([*launcher, str(EMULATED), *map(str, arguments), "--device", "cuda", *map(str, more)], cwd=ROOT, env=env,
+    done = subprocess.run([*launcher, str(PROGRAM), *map(str, arguments), "--device", "cuda", *map(str, more)], cwd=ROOT, env=env,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", timeout=240,
                           stdin=subprocess.DEVNULL)
     assert done.returncode == status, f"exit {done.returncode}, expected {status}\n{done.stdout}\n{done.stderr}"
@@ -41,6 +50,7 @@ def worst(a, b):
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_twenty_steps_have_the_losses_of_the_cpu(start, dtype, limit, ranks):
     """Layers of every kind, packed documents."""
+    gpus(ranks)
     keys = {"dtype": dtype, "data__mask_documents": "true"}
     cpu, arguments = start("cpu", **keys)
     run_cpu(arguments)
@@ -61,12 +71,14 @@ def test_the_order_of_threads_and_streams_does_not_matter(start):
         assert losses(directory) == losses(other)
 
 
-def test_stop_and_resume_is_bit_equal(start):
+@pytest.mark.parametrize("ranks", [pytest.param(0, marks=not_emulated), 2])
+def test_stop_and_resume_is_bit_equal(start, ranks):
+    gpus(ranks)
     whole, arguments = start("whole", dtype="bf16", **SHORT)
-    run_cuda(arguments, ranks=2)
+    run_cuda(arguments, ranks=ranks)
     halves, arguments = start("halves", dtype="bf16", **SHORT)
-    run_cuda(arguments, "train.stop_after=3", ranks=2)
-    run_cuda(arguments, "--resume", ranks=2)
+    run_cuda(arguments, "train.stop_after=3", ranks=ranks)
+    run_cuda(arguments, "--resume", ranks=ranks)
     assert same_bits(newest(whole), newest(halves))
     assert losses(whole) == losses(halves)
 
@@ -92,6 +104,7 @@ def test_evaluation_is_that_of_the_cpu(start, corpus):
         assert abs(cuda / cpu - 1) < 1e-6
 
 
+@only_emulated
 def test_the_plan_is_what_is_taken(start):
     """Of the device's memory: what `plan` says is what the emulated device has handed out, no more and no less."""
     directory, arguments = start("run", **SHORT)
@@ -102,18 +115,21 @@ def test_the_plan_is_what_is_taken(start):
     assert taken == {conftest.json.loads(out)["memory_bytes_per_rank"]["total"]}
 
 
+@only_emulated
 def test_a_machine_without_a_gpu_is_told_so(start):
     _, arguments = start("none")
     _, err = run_cuda(arguments, status=4, CUEMU_DEVICES="0")
     assert "GPU" in err
 
 
+@only_emulated
 def test_more_ranks_than_gpus_are_refused(start):
     _, arguments = start("crowd")
     _, err = run_cuda(arguments, ranks=2, status=4, CUEMU_DEVICES="1")
     assert "each rank needs one" in err
 
 
+@only_emulated
 def test_a_device_too_small_is_refused_before_anything_starts(start):
     directory, arguments = start("small")
     _, err = run_cuda(arguments, status=4, CUEMU_MEMORY=str(8 << 20))

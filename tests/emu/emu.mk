@@ -20,7 +20,7 @@ EMU_OPT = -O3 -march=$(ARCH)
 EMU_RUNTIME_OPT = $(EMU_OPT)
 ifeq ($(EMU),asan)
 EMU_OPT = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -DCUEMU_CHECKED
-EMU_RUNTIME_OPT += -DCUEMU_ORDER_IS='"rev"' -DCUEMU_STREAMS_IS='"lazy"'
+EMU_RUNTIME_OPT = -O2 -DCUEMU_CHECKED -DCUEMU_ASAN -DCUEMU_ORDER_IS='"rev"' -DCUEMU_STREAMS_IS='"lazy"'
 else ifeq ($(EMU),tsan)
 EMU_CC = clang
 EMU_CXX = clang++

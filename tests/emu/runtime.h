@@ -6,8 +6,8 @@
  *   stream.cpp   streams and events           warp.cpp     shuffles, votes, tensor cores
  *   grid.cpp     launches
  *
- * Under ThreadSanitizer the runtime is compiled without it (CUEMU_TSAN): what kernels do is to be watched, and what orders them
- * is only what CUDA says orders them, which is told to the sanitizer at each barrier. */
+ * The runtime itself is compiled without sanitizers, and told which one the kernels are under (CUEMU_ASAN, CUEMU_TSAN): it would
+ * be slow, and to ThreadSanitizer only what CUDA says orders threads may look like order, which is told to it at each barrier. */
 #ifndef MOBILELLM_EMU_RUNTIME_H
 #define MOBILELLM_EMU_RUNTIME_H
 
@@ -17,10 +17,6 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
-
-#if defined(__SANITIZE_ADDRESS__)
-#define CUEMU_ASAN
-#endif
 
 namespace cuemu {
 

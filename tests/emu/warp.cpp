@@ -6,6 +6,9 @@
 
 #include "tests/emu/block.h"
 
+#ifdef CUEMU_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
 #ifdef CUEMU_TSAN
 extern "C" void __tsan_read_range(void *memory, unsigned long bytes);
 extern "C" void __tsan_write_range(void *memory, unsigned long bytes);
@@ -149,6 +152,10 @@ static void ldmatrix(void *lanes[32], place at) {
             if (reinterpret_cast<uintptr_t>(from) % 16)
                 fatal("kernel %s, %s:%d: ldmatrix: row %p is not aligned to 16 bytes", current()->call->name, at.file, at.line,
                       from);
+#ifdef CUEMU_ASAN
+            if (__asan_region_is_poisoned(const_cast<void *>(from), 16))
+                fatal("kernel %s, %s:%d: ldmatrix: row %p is out of bounds", current()->call->name, at.file, at.line, from);
+#endif
             memcpy(m[row], from, 16);
         }
         for (int l = 0; l < LANES; l++) {

@@ -162,7 +162,7 @@ clean: ## remove what was built; Python environments stay, for they come from th
 	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name 'venv*' -exec rm -rf {} +; fi
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(filter-out %.d,$(MAKEFILE_LIST))
 
 include tests/emu/emu.mk
 include scripts/gpu.mk

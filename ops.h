@@ -48,9 +48,9 @@ typedef struct adamw_state {
 } adamw_state;
 
 typedef struct ops {
-    const char *name; /* "cpu", "cuda" */
-    bool host_memory; /* the host may read and write what `alloc` gives */
-    int run_ahead;    /* steps that are worth starting before the result of the oldest is fetched */
+    const char *name;    /* "cpu", "cuda" */
+    bool host_memory;    /* the host may read and write what `alloc` gives */
+    int run_ahead;       /* steps that are worth starting before the result of the oldest is fetched */
     int64_t head_logits; /* logits held at a time unless the config says how many: enough for efficient products */
 
     /* ---- the device and its memory ---- */
@@ -58,12 +58,12 @@ typedef struct ops {
     /* threads: 0 means what OMP_NUM_THREADS or the machine says (cpu); local_rank picks the device (cuda). */
     int (*open)(backend **b, int threads, int local_rank, error *err);
     void (*close)(backend *b);
-    const char *(*describe)(backend *b);                  /* one line for the banner: processor, threads, instruction set */
-    int (*check)(backend *b, dtype x, error *err);        /* can this device compute in x? */
-    double (*peak_flops)(backend *b, dtype x);            /* FLOP/s by its data sheet; 0: unknown, measure a GEMM */
+    const char *(*describe)(backend *b);           /* one line for the banner: processor, threads, instruction set */
+    int (*check)(backend *b, dtype x, error *err); /* can this device compute in x? */
+    double (*peak_flops)(backend *b, dtype x);     /* FLOP/s by its data sheet; 0: unknown, measure a GEMM */
     /* Bytes that each of local_size ranks of this machine may count on. */
     size_t (*memory_available)(backend *b, int local_size);
-    size_t (*memory_used)(backend *b); /* bytes: resident in this process (cpu), taken of the device (cuda) */
+    size_t (*memory_used)(backend *b);                    /* bytes: resident in this process (cpu), taken of the device (cuda) */
     void *(*alloc)(backend *b, size_t bytes, error *err); /* aligned to 256 bytes, not cleared */
     void (*free)(backend *b, void *memory);
     void (*copy_in)(backend *b, void *device, const void *host, size_t bytes);
@@ -213,10 +213,10 @@ typedef struct ops {
 
     /* AdamW [Loshchilov & Hutter 2019] on g * scale, decay decoupled: w *= 1 - lr*wd; m, v; w -= lr * m^ / (sqrt(v^) + eps).
      * w is master where there is one, else p; p is then master rounded to x. A scale that is NaN changes nothing. */
-    void (*adamw)(backend *b, void *p, /* (n) x */
-                  float *master,       /* (n), or NULL when x is f32 */
-                  float *m, float *v,  /* (n) */
-                  const float *g,      /* (n) */
+    void (*adamw)(backend *b, void *p,      /* (n) x */
+                  float *master,            /* (n), or NULL when x is f32 */
+                  float *m, float *v,       /* (n) */
+                  const float *g,           /* (n) */
                   const adamw_state *state, /* (1) */
                   const adamw_step *step, dtype x, int64_t n);
 
@@ -232,7 +232,7 @@ const ops *cuda_ops(void);
 /* The ops of device "cpu", "cuda", or "auto": cuda where this build has it and a GPU answers, else cpu. */
 int ops_named(const ops **op, const char *device, error *err);
 
-bool cuda_available(void);       /* does a GPU answer? */
-void cuda_report(FILE *to);      /* what this machine has of CUDA, for people: driver, GPUs, libraries and where they were found */
+bool cuda_available(void);  /* does a GPU answer? */
+void cuda_report(FILE *to); /* what this machine has of CUDA, for people: driver, GPUs, libraries and where they were found */
 
 #endif

@@ -104,7 +104,9 @@ int eval_command(int argc, char **argv, const ranks *world, error *err) {
     if (helped) return 0;
     load_options load = {.device = o.device,
                          .local_rank = world->local_rank,
-                         .x = !o.dtype ? -1 : strcmp(o.dtype, "f32") == 0 ? DTYPE_F32 : DTYPE_BF16,
+                         .x = !o.dtype                      ? -1
+                              : strcmp(o.dtype, "f32") == 0 ? DTYPE_F32
+                                                            : DTYPE_BF16,
                          .B = (int)o.batch,
                          .T = (int)o.seq_len,
                          .threads = o.threads > 0 ? (int)o.threads : ranks_threads(world)};

@@ -156,8 +156,7 @@ int generate_command(int argc, char **argv, const ranks *world, error *err) {
     int helped;
     if (parse(&o, argc, argv, &helped, err)) return -1;
     if (helped) return 0;
-    load_options load = {
-        .device = o.device, .x = -1, .B = 1, .threads = o.threads > 0 ? (int)o.threads : ranks_threads(world)};
+    load_options load = {.device = o.device, .x = -1, .B = 1, .threads = o.threads > 0 ? (int)o.threads : ranks_threads(world)};
     if (loaded_model_open(&l, argv[1], &load, err)) return -1;
     int result = generate(&l, &o, err);
     loaded_model_close(&l);

@@ -106,7 +106,8 @@ static int copy_config(model_config *to, const model_config *from, error *err) {
 int model_open(model *m, const model_config *c, const model_options *o, const ops *op, backend *b, arena *device, error *err) {
     *m = (model){.options = *o, .ops = op, .backend = b};
     int64_t N = (int64_t)o->B * o->T;
-    if (m->options.head_chunk == 0 || m->options.head_chunk > N) m->options.head_chunk = model_head_chunk(op->head_logits, c->vocab_size, N);
+    if (m->options.head_chunk == 0 || m->options.head_chunk > N)
+        m->options.head_chunk = model_head_chunk(op->head_logits, c->vocab_size, N);
     if (copy_config(&m->config, c, err)) return -1;
     if (registry_build(&m->registry, c, o->ways, err)) goto fail;
     m->layers = calloc((size_t)c->n_layers, sizeof *m->layers);

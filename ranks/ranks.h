@@ -36,8 +36,8 @@ noreturn void ranks_abort(const ranks *r, const error *err);
  * other machines are named too. */
 int ranks_watch(const ranks *r, double limit, const char *advice, error *err);
 
-/* For collectives that are not of this file, a GPU's: between enter and leave the rank is in `call`, a literal, as ranks_watch sees
- * it. All ranks go through the same ones in the same order. Costs nothing. */
+/* For collectives that are not of this file, a GPU's: between enter and leave the rank is in `call`, a literal, as ranks_watch
+ * sees it. All ranks go through the same ones in the same order. Costs nothing. */
 void ranks_enter(const ranks *r, const char *call);
 void ranks_leave(const ranks *r);
 

@@ -40,6 +40,7 @@ fail() { # WHAT ADVICE
     printf 'FAILED    %s\n          %s\n' "$1" "$2"
     failed=1
 }
+indented() { sed 's/^/          /'; }
 figure() { sed -n "s/.*\"$2\": \([0-9.e+-]*\).*/\1/p" <<<"$1"; } # JSON NAME
 giga() { awk -v n="$1" -v unit="$2" 'BEGIN {printf "%.1f", n / unit}'; }
 below() { awk -v a="$1" -v b="$2" 'BEGIN {exit !(a < b)}'; }
@@ -55,12 +56,12 @@ driver() {
         return
     fi
     ok "driver: nvidia-smi answers"
-    sed 's/^/          /' <<<"$text"
-    ((gpus > 1)) && timeout 30 nvidia-smi topo -m 2>/dev/null | sed 's/^/          /'
+    indented <<<"$text"
+    ((gpus > 1)) && timeout 30 nvidia-smi topo -m 2>/dev/null | indented
 }
 
 libraries() {
-    sed 's/^/          /' <<<"$report"
+    indented <<<"$report"
     if grep -Eq '^  cuBLASLt +[0-9]' <<<"$report"; then ok "cuBLASLt"; else fail "cuBLASLt is not found" "Install it (the CUDA toolkit, or a Python environment with PyTorch) or name its folder in LD_LIBRARY_PATH."; fi
     if grep -Eq '^  NCCL +[0-9]' <<<"$report"; then
         ok "NCCL"

@@ -82,7 +82,7 @@ def resumed_is_the_same(runs, ranks):
 
 
 def ranks_are_one(runs):
-    return "2 GPUs, " + near(runs.losses("two", "cuda", ranks=2), runs.losses("cpu-f32", "cpu"), "f32")
+    return "2 GPUs, " + near(runs.losses("two", "cuda", ranks=2), runs.losses("cpu-again", "cpu"), "f32")
 
 
 def main():

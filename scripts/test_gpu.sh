@@ -80,7 +80,7 @@ c_test_ranks() { # PROGRAM RANKS
 }
 
 training() {
-    local python= each
+    local python="" each
     ((($(left)) > 30)) || { skip 1 "training: no time left"; return; }
     for each in ${PYTHON:-build/venv/bin/python python3}; do
         "$each" -c 'import pytest, h5py' 2>/dev/null && python=$each && break
@@ -88,7 +88,7 @@ training() {
     if [[ $python ]]; then
         echo "training: tests/test_cuda_training.py"
         MOBILELLM_CUDA=$program MOBILELLM_GPUS=$gpus BUILD=$(dirname "$program") timeout -k 15 "$(left)" "$python" -m pytest -v --tb=short -p no:cacheprovider \
-            tests/test_cuda_training.py 2>&1 | tee "$work/out" | grep -E 'PASSED|FAILED|ERROR|SKIPPED|^E |passed|failed'
+            tests/test_cuda_training.py 2>&1 | tee "$work/out" | grep --line-buffered -E 'PASSED|FAILED|ERROR|SKIPPED|^E |passed|failed'
     else
         echo "training: no Python here has pytest and h5py (pip install pytest h5py), so scripts/gpu_parity.py instead"
         timeout -k 15 "$(left)" python3 scripts/gpu_parity.py "$program" 2>&1 | tee "$work/out"
@@ -101,14 +101,14 @@ training() {
 sanitize() { # TOOL PROGRAM
     local name="${2##*/} under compute-sanitizer $1" status limit summary
     limit=$(left)
-    ((limit > 20)) || { skip 1 "$name: no time left"; return; }
+    ((limit > 10)) || { skip 1 "$name: no time left"; return; }
     ((limit > 100)) && limit=100
     CMOCKA_MESSAGE_OUTPUT=STDOUT timeout -k 15 "$limit" "$sanitizer" --tool "$1" --error-exitcode 99 --report-api-errors no "$2" >"$work/out" 2>&1
     status=$?
     summary=$(grep -E 'SUMMARY' "$work/out" | tail -1 | sed 's/^=* *//')
     if [[ $status == 124 || $status == 137 ]]; then
         skip 1 "$name: more than $limit s; it had found $(grep -cE '^=+ (Invalid|Error|Race|Uninitialized)' "$work/out") errors"
-    elif [[ $status == 0 && $summary == *" 0 "* ]]; then
+    elif [[ $status == 0 && $summary == *"SUMMARY: 0 "* ]]; then
         echo "ok     $name: $summary"
         passed=$((passed + 1))
     else

@@ -46,8 +46,8 @@ def worst(a, b):
     return max(abs(a[k] - b[k]) / abs(b[k]) for k in a)
 
 
-@pytest.mark.parametrize("dtype, limit", [("f32", 1e-4), ("bf16", 5e-3)])  # bf16: GEMMs round where their sums end, not where ours do
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+# In bf16 each backend rounds what it writes, in other places of the attention, and 20 steps amplify it.
+@pytest.mark.parametrize("dtype, limit, ranks", [("f32", 1e-4, 1), ("f32", 1e-4, 2), ("f32", 1e-4, 3), ("bf16", 5e-4, 2)])
 def test_twenty_steps_have_the_losses_of_the_cpu(start, dtype, limit, ranks):
     """Layers of every kind, packed documents."""
     gpus(ranks)

@@ -86,8 +86,9 @@ static void casts_are_those_of_elements(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sums_are_exact_to_double),      cmocka_unit_test(sums_see_what_is_not_finite),
-        cmocka_unit_test(sums_do_not_depend_on_threads), 
+        cmocka_unit_test(sums_are_exact_to_double),
+        cmocka_unit_test(sums_see_what_is_not_finite),
+        cmocka_unit_test(sums_do_not_depend_on_threads),
         cmocka_unit_test(casts_are_those_of_elements),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

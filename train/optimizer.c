@@ -45,8 +45,7 @@ static void sum_own(optimizer *o, int group) {
     }
     for (int i = 0; i < r->n_tensors; i++) { /* not the buckets: what lies between tensors is undefined */
         const tensor *t = &r->tensors[i];
-        if (t->offset >= first && t->offset < end)
-            m->ops->sum_squares(m->backend, own, m->grads + t->offset, t->count);
+        if (t->offset >= first && t->offset < end) m->ops->sum_squares(m->backend, own, m->grads + t->offset, t->count);
     }
 }
 
@@ -87,7 +86,8 @@ void optimizer_name_nonfinite(const optimizer *o, const step_report *report, cha
     const ranks *r = o->ranks;
     text[0] = '\0';
     if (r->size == 1) return;
-    int64_t n = !isfinite(report->own_squares), after = n ? r->size - r->rank : 0; /* ranks from this one on: most where the rank is lowest */
+    int64_t n = !isfinite(report->own_squares),
+            after = n ? r->size - r->rank : 0; /* ranks from this one on: most where the rank is lowest */
     ranks_sum_int64(r, &n, 1);
     ranks_max_int64(r, &after, 1);
     int lowest = r->size - (int)after;

@@ -86,9 +86,7 @@ static int check(backend *b, dtype x, error *err) { return of(b)->real->check(of
 
 static double peak_flops(backend *b, dtype x) { return of(b)->real->peak_flops(of(b)->backend, x); }
 
-static size_t memory_available(backend *b, int local_size) {
-    return of(b)->real->memory_available(of(b)->backend, local_size);
-}
+static size_t memory_available(backend *b, int local_size) { return of(b)->real->memory_available(of(b)->backend, local_size); }
 
 static size_t memory_used(backend *b) { return of(b)->real->memory_used(of(b)->backend); }
 

@@ -30,9 +30,9 @@ const gpu_spec *gpu_spec_find(const char *name, error *err) {
 }
 
 enum { BF16 = 2 };
-static const double launch = 4e-6;     /* between two GEMMs */
-static const double gap = 2.5e-6;      /* between two small kernels */
-static const double ramp = 160;        /* of a tile's inner length: what filling its pipeline costs */
+static const double launch = 4e-6;       /* between two GEMMs */
+static const double gap = 2.5e-6;        /* between two small kernels */
+static const double ramp = 160;          /* of a tile's inner length: what filling its pipeline costs */
 static const double quantisation = 1.10; /* what is left of unfilled waves when tiles are shared out along the inner length too */
 
 /* Seconds of a product of (m,k) by (k,n) with tiles of a x b. */
@@ -118,8 +118,7 @@ static double exposed(const link_spec *l, const model_config *c, double bytes, i
 
 static double weights_of(const model_config *c) {
     double C = c->d_model, Q = (double)c->n_heads * c->head_dim, KV = (double)c->n_kv_heads * c->head_dim, layers = 0;
-    for (int i = 0; i < c->n_layers; i++)
-        layers += 3 * C * c->d_ffn + (c->attention[i] == 's' ? 0 : C * (2 * Q + 2 * KV));
+    for (int i = 0; i < c->n_layers; i++) layers += 3 * C * c->d_ffn + (c->attention[i] == 's' ? 0 : C * (2 * Q + 2 * KV));
     return (c->tie_embeddings ? 1 : 2) * (double)c->vocab_size * C + layers;
 }
 

@@ -4,8 +4,9 @@
 #include "train/roofline.h"
 #include "util/system.h"
 
-static const char *const part_names[N_STEP_TIMES] = {
-    "layer GEMMs", "head GEMMs", "attention", "norms, SwiGLU, RoPE", "cross-entropy", "embedding", "AdamW", "collectives", "host"};
+static const char *const part_names[N_STEP_TIMES] = {"layer GEMMs",   "head GEMMs", "attention", "norms, SwiGLU, RoPE",
+                                                     "cross-entropy", "embedding",  "AdamW",     "collectives",
+                                                     "host"};
 enum { MOST_GPUS = 1024 };
 
 static step_shape shape_of(const run_config *c, const run_plan *plan) {
@@ -67,12 +68,14 @@ void roofline_print(FILE *to, const gpu_spec *g, const link_spec *links, const r
     for (int i = 0; i < N_STEP_TIMES; i++)
         fprintf(to, "    %-20s %9.2f ms %5.1f %%\n", part_names[i], 1e3 * e.seconds[i], 100 * e.seconds[i] / e.total);
     print_scaling(to, g, links, c, plan);
-    fprintf(to,
-            "\n  Assumed: GEMMs %.0f TFLOP/s at best, memory %.2f TB/s, fp32 gradients and optimizer state, bf16 weights; collectives\n"
-            "  %.0f GB/s a GPU within a node of %d, %.0f GB/s a GPU between nodes, hops of %.1f and %.1f us. Nothing of this was\n"
-            "  measured on your machine: expect errors of some points of MFU.\n",
-            g->gemm / 1e12, g->stream / 1e12, links->node_bandwidth / 1e9, links->node_size, links->net_bandwidth / 1e9,
-            1e6 * links->node_latency, 1e6 * links->net_latency);
+    fprintf(
+        to,
+        "\n  Assumed: GEMMs %.0f TFLOP/s at best, memory %.2f TB/s, fp32 gradients and optimizer state, bf16 weights; "
+        "collectives\n"
+        "  %.0f GB/s a GPU within a node of %d, %.0f GB/s a GPU between nodes, hops of %.1f and %.1f us. Nothing of this was\n"
+        "  measured on your machine: expect errors of some points of MFU.\n",
+        g->gemm / 1e12, g->stream / 1e12, links->node_bandwidth / 1e9, links->node_size, links->net_bandwidth / 1e9,
+        1e6 * links->node_latency, 1e6 * links->net_latency);
     if ((double)plan->arena.peak > 0.95 * g->memory_bytes) {
         char need[16], have[16];
         fprintf(to, "  It does not fit: %s a rank, and the device has %s. Lower batch.micro.\n",

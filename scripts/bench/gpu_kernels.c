@@ -197,8 +197,12 @@ static void measure_device(bench *k) {
     double copy = 2.0 * (double)(k->mib << 20) / seconds_of(k, copy_all);
     void *all[] = {k->u, k->w, k->y, k->z};
     for (int i = 0; i < 4; i++) k->op->free(k->b, all[i]);
-    printf("{\"device\": \"%s\", \"peak_flops\": %.6g, \"gemm_flops\": %.6g, \"copy_bytes_per_s\": %.6g, \"free_bytes\": %zu}\n",
-           k->op->describe(k->b), k->op->peak_flops(k->b, x), gemm, copy, k->op->memory_available(k->b, 1));
+    printf(
+        "{\"device\": \"%s\", \"gemm\": %lld, \"peak_flops\": %.6g, \"gemm_flops\": %.6g, \"copy_bytes_per_s\": %.6g, "
+        "\"free_bytes\": %zu, "
+        "\"taken_bytes\": %zu}\n",
+        k->op->describe(k->b), (long long)k->gemm, k->op->peak_flops(k->b, x), gemm, copy, k->op->memory_available(k->b, 1),
+        k->op->memory_used(k->b));
 }
 
 /* ---- the ops ---- */

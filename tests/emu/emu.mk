@@ -57,12 +57,12 @@ EMU_HEADERS := $(wildcard $(CUDA)/include/cuda_runtime.h)
 EMU_TESTED = fast asan $(if $(shell command -v clang++),tsan)
 EMU_ALL_TESTS = $(foreach each,$(EMU_TESTED),$(EMU_TEST_NAMES:%=$(BUILD)/emu$(patsubst -fast,,-$(each))/tests/%))
 
-emu: $(EMU_DIR)/faults $(EMU_DIR)/mobilellm $(EMU_TEST_NAMES:%=$(EMU_DIR)/tests/%)
+emu: $(EMU_DIR)/faults $(EMU_DIR)/mobilellm $(EMU_TEST_NAMES:%=$(EMU_DIR)/tests/%) ## the CUDA backend on the CPU: build/emu/mobilellm and its tests; EMU=asan, EMU=tsan
 
 emu-all:
 	@$(foreach each,$(EMU_TESTED),$(SUBMAKE) EMU=$(each) emu &&) true
 
-emu-test: emu-all
+emu-test: emu-all ## the tests of cuda/ on the emulated GPU, also under ASan and TSan
 	@$(PYTHON) tests/run.py $(EMU_ALL_TESTS) $(EMU_PY_TESTS)
 
 $(EMU_DIR)/mobilellm: $(BUILD)/obj/mobilellm.o $(EMU_OBJECTS) | $(EMU_LIBRARIES)

@@ -83,7 +83,7 @@ static int compare_cards(const card *cards, int size, error *err) {
 static int check_alike(const backend *b, const ranks *world, error *err) {
     card own = own_card(b), *cards = calloc((size_t)world->size, sizeof *cards);
     int result = cards ? 0 : error_set(err, STATUS_RESOURCE, "no memory to connect %d ranks", world->size);
-    if (ranks_share(world, result, err) == 0) {
+    if (ranks_share(world, result, err) == 0 && cards) {
         ranks_gather(world, cards, &own, sizeof own);
         result = compare_cards(cards, world->size, err);
     } else {

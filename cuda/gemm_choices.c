@@ -187,18 +187,19 @@ void gemm_choices_add(gemm_choices *c, const gemm_choice *choice) {
 }
 
 int gemm_choices_share(gemm_choices *c, const ranks *world, error *err) {
-    char *text = world->rank == 0 ? gemm_choices_print(c) : NULL;
+    bool first = world->rank == 0;
+    char *text = first ? gemm_choices_print(c) : NULL;
     int64_t bytes = text ? (int64_t)strlen(text) + 1 : 0;
-    int failed = world->rank == 0 && text == NULL ? error_set(err, STATUS_RESOURCE, "no memory for the table of GEMMs") : 0;
+    int failed = first && text == NULL ? error_set(err, STATUS_RESOURCE, "no memory for the table of GEMMs") : 0;
     ranks_broadcast(world, &bytes, sizeof bytes, 0);
-    if (world->rank != 0 && bytes) text = malloc((size_t)bytes);
-    if (world->rank != 0 && !text) failed = error_set(err, STATUS_RESOURCE, "no memory for the table of GEMMs");
-    if (ranks_share(world, failed, err)) {
+    if (!first && bytes) text = malloc((size_t)bytes);
+    if (!first && !text) failed = error_set(err, STATUS_RESOURCE, "no memory for the table of GEMMs");
+    if (ranks_share(world, failed, err) || !text) {
         free(text);
         return -1;
     }
     ranks_broadcast(world, text, (size_t)bytes, 0);
-    if (world->rank != 0) {
+    if (!first) {
         c->path[0] = '\0';
         failed = gemm_choices_read(c, text) ? error_set(err, STATUS_INTERNAL, "rank 0 has another GPU or cuBLASLt") : 0;
     }

@@ -82,7 +82,7 @@ static int32_t *prompt_ids(const generate_options *o, int64_t vocab_size, int *n
 static int continue_text(loaded_model *l, const generate_options *o, int32_t *ids, int n_prompt, error *err) {
     int64_t V = l->model.config.vocab_size;
     int T = l->model.options.T, n = n_prompt;
-    int32_t *tokens = calloc(3 * (size_t)T, sizeof *tokens), *doc = tokens + T, *pos = doc + T;
+    int32_t *tokens = calloc(2 * (size_t)T, sizeof *tokens), *pos = tokens + T;
     float *logits = malloc((size_t)V * sizeof *logits);
     sample_candidate *candidates = malloc((size_t)V * sizeof *candidates);
     sample_options draw = {o->temperature, (int)o->top_k, o->top_p, (uint64_t)o->seed};
@@ -91,7 +91,7 @@ static int continue_text(loaded_model *l, const generate_options *o, int32_t *id
     while (result == 0 && n < n_prompt + o->n_tokens) {
         int first = n > T ? n - T : 0; /* the text's last T tokens are what the model sees */
         memcpy(tokens, ids + first, (size_t)(n - first) * sizeof *tokens);
-        model_input in = {1, tokens, tokens, doc, pos};
+        model_input in = {1, tokens, tokens, NULL, pos};
         result = model_logits(&l->model, &in, n - first - 1, logits, err);
         if (result) break;
         int32_t token = sample_token(logits, candidates, (int32_t)V, &draw, (uint64_t)n);

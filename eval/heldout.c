@@ -37,8 +37,9 @@ static int share_open(share *s, const model *m, error *err) {
     return token_batch_alloc(&s->batch, B, T, err);
 }
 
-static int measure_batch(heldout_loss *loss, model *m, share *s, error *err) {
-    model_input in = {s->batch.rows, s->batch.tokens, s->batch.targets, s->batch.doc, s->batch.pos};
+static int measure_batch(heldout_loss *loss, model *m, share *s, bool mask_documents, error *err) {
+    const int32_t *doc = mask_documents ? s->batch.doc : NULL;
+    model_input in = {s->batch.rows, s->batch.tokens, s->batch.targets, doc, s->batch.pos};
     if (model_losses(m, &in, s->losses, err)) return -1;
     for (int64_t i = 0; i < (int64_t)in.rows * m->options.T; i++) {
         loss->nats += s->losses[i];
@@ -62,7 +63,7 @@ static int measure_share(heldout_loss *loss, model *m, const token_file *file, i
         }
         if (result || number >= n_batches) continue;
         result = fill_windows(&s.batch, file, number, n_windows, B, m->config.vocab_size, mask_documents, err);
-        if (result == 0) result = measure_batch(loss, m, &s, err);
+        if (result == 0) result = measure_batch(loss, m, &s, mask_documents, err);
         ranks_progress(r);
     }
     share_close(&s);

@@ -41,7 +41,7 @@ static void attention_backward(model *m, int layer, int rows, bool accumulate) {
 
     op->linear_backward_weight(b, w.d_o, m->dh, a->o, accumulate, x, N, H * D, C);
     op->linear_backward_input(b, d_o, m->dh, w.o, x, N, H * D, C);
-    op->attention_backward(b, dqkv, d_o, a->o, a->lse, a->qkv, m->doc, window, x, rows, T, H, K, D);
+    op->attention_backward(b, dqkv, d_o, a->o, a->lse, a->qkv, m->packed ? m->doc : NULL, window, x, rows, T, H, K, D);
     op->qk_rope_backward(b, dqkv, w.d_q_norm, w.d_k_norm, a->qkv, a->qk_raw, a->qk_rstd, w.q_norm, w.k_norm, m->cosines, m->sines,
                          m->pos, accumulate, (qk_norm)c->qk_norm, (rope_pairs)c->rope, x, N, H, K, D);
     renorm(m, a->h_attention, a->rstd_attention, w.attention_norm, N);

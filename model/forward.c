@@ -31,7 +31,7 @@ static void attention(model *m, stream *s, int layer, int rows) {
     op->linear_forward(b, a->qkv, m->normed, w.qkv, x, N, C, (int64_t)(H + 2 * K) * D);
     op->qk_rope_forward(b, a->qkv, a->qk_raw, a->qk_rstd, w.q_norm, w.k_norm, m->cosines, m->sines, m->pos, (qk_norm)c->qk_norm,
                         (rope_pairs)c->rope, (float)c->norm_eps, x, N, H, K, D);
-    op->attention_forward(b, a->o, a->lse, a->qkv, m->doc, window, x, rows, T, H, K, D);
+    op->attention_forward(b, a->o, a->lse, a->qkv, m->packed ? m->doc : NULL, window, x, rows, T, H, K, D);
     op->linear_forward(b, m->delta, a->o, w.o, x, N, H * D, C);
 }
 
@@ -54,7 +54,8 @@ static void copy_input(model *m, const model_input *in) {
     size_t bytes = (size_t)in->rows * (size_t)m->options.T * sizeof(int32_t);
     m->ops->copy_in(m->backend, m->tokens, in->tokens, bytes);
     m->ops->copy_in(m->backend, m->targets, in->targets, bytes);
-    m->ops->copy_in(m->backend, m->doc, in->doc, bytes);
+    m->packed = in->doc != NULL;
+    if (m->packed) m->ops->copy_in(m->backend, m->doc, in->doc, bytes);
     m->ops->copy_in(m->backend, m->pos, in->pos, bytes);
 }
 

@@ -16,7 +16,7 @@ typedef struct model_input {
     int rows; /* at most the model's B */
     const int32_t *tokens;
     const int32_t *targets; /* -1: nothing to predict here */
-    const int32_t *doc;     /* which document of its row a token belongs to; equal numbers are next to each other */
+    const int32_t *doc;     /* which document of its row a token belongs to; equal numbers are next to each other. NULL: one a row */
     const int32_t *pos;     /* position for RoPE, below T */
 } model_input;
 
@@ -68,6 +68,7 @@ typedef struct model {
     float *losses, *z_losses;  /* (N) */
     double *loss_sums;         /* (2): of losses, of z_losses, of the micro-batches since the last that did not accumulate */
     int32_t *tokens, *targets, *doc, *pos; /* (N): the input, in the backend's memory */
+    bool packed;                           /* the input has documents; else doc means nothing */
     float *cosines, *sines;                /* (T,D/2) */
 } model;
 

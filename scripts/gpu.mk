@@ -9,22 +9,22 @@ GPU_TESTS = $(patsubst %.c,$(BUILD)/%,$(wildcard tests/test_cuda_*.c))
 GPU_PROGRAMS = $(BUILD)/mobilellm $(BUILD)/bench/gpu_kernels
 BINARIES ?=
 GPU_FROM = $(or $(BINARIES),$(BUILD))
+# Builds, where nothing built is named. The GPU is looked for before, because building takes minutes.
+GPU_BUILD = scripts/gpu_check.sh --look $(GPU_FROM) && \
+            $(if $(BINARIES),true,$(if $(CUDA_COMPILER),$(SUBMAKE) $(1),{ echo "no CUDA compiler here: make setup-cuda, or name what was built elsewhere by BINARIES="; false; }))
 
 gpu-programs: $(GPU_PROGRAMS) $(GPU_TESTS) ## build what the three below run; they do it themselves where BINARIES= names no folder
 
 gpu-check: ## the first thing to run on a machine with GPUs: driver, libraries, speeds, links, a few steps; two minutes
-	@scripts/gpu_check.sh --look $(GPU_FROM)
-	@$(if $(BINARIES),,$(SUBMAKE) $(GPU_PROGRAMS))
+	@$(call GPU_BUILD,$(GPU_PROGRAMS))
 	@scripts/gpu_check.sh $(GPU_FROM)
 
 test-gpu: ## the tests of cuda/ on this machine's GPUs, and under compute-sanitizer; eight minutes
-	@scripts/gpu_check.sh --look $(GPU_FROM)
-	@$(if $(BINARIES),,$(SUBMAKE) gpu-programs)
+	@$(call GPU_BUILD,gpu-programs)
 	@scripts/test_gpu.sh $(GPU_FROM)
 
 bench-gpu: ## speed and memory of whole steps and of each kernel on GPU 0, beside PyTorch where there is one: docs/results-gpu.md
-	@scripts/gpu_check.sh --look $(GPU_FROM)
-	@$(if $(BINARIES),,$(SUBMAKE) $(GPU_PROGRAMS))
+	@$(call GPU_BUILD,$(GPU_PROGRAMS))
 	@python3 scripts/bench/gpu.py --binaries $(GPU_FROM)
 
 $(BUILD)/bench/gpu_kernels: $(BUILD)/obj/scripts/bench/gpu_kernels.o $(BUILD)/libmobilellm.a

@@ -4,20 +4,22 @@
 #   scripts/gpu_check.sh [FOLDER]          driver, libraries, speeds, links between GPUs, a few training steps
 #   scripts/gpu_check.sh --look [FOLDER]   only whether there is a GPU: silent, or a line and exit status 4
 #
-# FOLDER holds mobilellm and bench/gpu_kernels: build (the default), what scripts/gpu.mk tells of, or an unpacked bundle. A line a
-# check: ok, left out (and why), or FAILED (and what to do). Exit status: 0, 1 if a check failed, 4 without a GPU.
+# FOLDER holds mobilellm and bench/gpu_kernels: build, what scripts/gpu.mk tells of, or an unpacked bundle, which is the default
+# inside one; otherwise build is. A line a check: ok, left out (and why), or FAILED (and what to do). Exit status: 0, 1 if a check
+# failed, 4 without a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 look=
 [[ ${1-} == --look ]] && look=1 && shift
-folder=${1:-build}
+folder=${1:-$([[ -x bin/mobilellm ]] && echo . || echo build)}
 if [[ -x $folder/bin/mobilellm ]]; then # a bundle, whose scripts know where its libraries are
     program=$folder/bin/mobilellm
     PATH=$(realpath "$folder/bin"):$PATH
 else
     program=$folder/mobilellm
-    [[ -d $folder/lib ]] && export LD_LIBRARY_PATH=$PWD/$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    folder=$(realpath -m "$folder")
+    [[ -d $folder/lib ]] && export LD_LIBRARY_PATH=$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 fi
 kernels=$folder/bench/gpu_kernels
 [[ $EUID == 0 ]] && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -99,7 +101,7 @@ device() {
 
 links() {
     local text status least
-    text=$(OMPI_MCA_rmaps_base_oversubscribe=1 timeout -k 5 100 mpirun -np "$gpus" --bind-to none "$kernels" links ${GPU_CHECK_TINY:+mib=1} 2>&1)
+    text=$(OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe timeout -k 5 100 mpirun -np "$gpus" --bind-to none "$kernels" links ${GPU_CHECK_TINY:+mib=1} 2>&1)
     status=$?
     least=$(sed -n 's/.*"bus_bytes_per_s": \([0-9.e+]*\).*/\1/p' <<<"$text" | tail -2 | sort -g | head -1)
     sed -n 's/^{"collective": "\([a-z-]*\)".*"bytes": \([0-9]*\), "seconds": \([0-9.e+-]*\), "bus_bytes_per_s": \([0-9.e+]*\)}/\1 \2 \3 \4/p' <<<"$text" |

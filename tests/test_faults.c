@@ -161,7 +161,7 @@ static int keeps_state(error *err) {
     run r;
     snprintf(config, sizeof config, "%s/good/config.yaml", base);
     if (run_config_read(&c, config, NULL, 0, err)) return -1;
-    int result = run_plan_make(&plan, &c, 1, 1, cpu_ops(), false, err);
+    int result = run_plan_make(&plan, &c, &alone, 1, cpu_ops(), false, err);
     if (result == 0) result = run_open(&r, &c, &alone, &plan, cpu_ops(), false, err);
     if (result == 0) {
         result = run_init(&r, err);

@@ -279,7 +279,7 @@ static void runs_that_cannot_be_are_refused(void **state) {
     refused("command line: checkpoint.dir: found nothing, expected text", WITH("checkpoint.dir="));
     refused("configs/runs/tiny.yaml: checkpoint.dir is empty, expected a directory's name", WITH("checkpoint.dir=''"));
     refused("command line: checkpoint.dir is missing: directory of the run: checkpoints and logs", WITH("checkpoint={every: 1}"));
-    refused("command line: device: found \"cuda\", expected cpu", WITH("device=cuda"));
+    refused("command line: device: found \"tpu\", expected auto, cpu or cuda", WITH("device=tpu"));
     refused("command line: dtype: found \"f16\", expected f32 or bf16", WITH("dtype=f16"));
     refused("command line: optimizer.weigth_decay is not a key. Did you mean optimizer.weight_decay?",
             WITH("optimizer.weigth_decay=1"));

@@ -115,7 +115,7 @@ static int choose_ops(const train_options *o, const run_config *c, const ops **o
 static int prepare(const train_options *o, run_config *c, run_plan *plan, const ranks *world, const ops **op, error *err) {
     if (run_config_read(c, o->config, o->overrides, o->n_overrides, err) || choose_ops(o, c, op, err)) return -1;
     int threads = c->threads > 0 ? c->threads : ranks_threads(world);
-    return run_plan_make(plan, c, world->size, threads, *op, o->gpu != NULL, err);
+    return run_plan_make(plan, c, world, threads, *op, o->gpu != NULL, err);
 }
 
 static int show_plan(const train_options *o, const run_config *c, const run_plan *plan, error *err) {

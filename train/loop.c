@@ -57,7 +57,8 @@ static void accumulate_gradients(run *r, const token_batch *batch, float scale, 
     for (int row = 0; row < batch->rows; row += micro) {
         int rows = batch->rows - row < micro ? batch->rows - row : micro;
         size_t at = (size_t)row * (size_t)T;
-        model_input in = {rows, batch->tokens + at, batch->targets + at, batch->doc + at, batch->pos + at};
+        const int32_t *doc = r->config.data.mask_documents ? batch->doc + at : NULL;
+        model_input in = {rows, batch->tokens + at, batch->targets + at, doc, batch->pos + at};
         if (row > 0 && row / micro < common && stop_paced(&pace, false)) {
             *stopped = pace.reason;
             return;

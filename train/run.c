@@ -39,14 +39,15 @@ static int plan_memory(run_plan *plan, const run_config *c, const ops *op, backe
     return 0;
 }
 
-int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, int threads, const ops *op, bool elsewhere, error *err) {
+int run_plan_make(run_plan *plan, const run_config *c, const ranks *world, int threads, const ops *op, bool elsewhere, error *err) {
+    int n_ranks = world->size;
     int rows = (int)(c->batch.tokens / c->data.seq_len);
     *plan = (run_plan){.arena = arena_dry(), .ranks = n_ranks, .threads = threads, .n_steps = run_steps(c)};
     plan->rows_per_rank = (rows + n_ranks - 1) / n_ranks;
     plan->micro_steps = (plan->rows_per_rank + c->batch.micro - 1) / c->batch.micro;
     plan->flops_per_token = model_flops_per_token(&c->model, c->data.seq_len);
     backend *b = NULL;
-    if (!elsewhere && op->open(&b, threads, 0, err)) return -1;
+    if (!elsewhere && op->open(&b, threads, world->local_rank, err)) return -1;
     int result = plan_memory(plan, c, op, b, err);
     if (b) op->close(b);
     return result;

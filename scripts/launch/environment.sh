@@ -16,7 +16,7 @@ export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-^docker0,lo,virbr0}
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 
 # A peer that dies must end the run, not hang it: mobilellm asks NCCL for asynchronous errors itself, and this makes InfiniBand
-# give up on a dead link after some 20 s (4.096 us x 2^timeout, seven times).
+# give up on a dead link after some 8 s (4.096 us x 2^timeout, seven times).
 export NCCL_IB_TIMEOUT=${NCCL_IB_TIMEOUT:-18}
 
 # The network's part of the model's bits: with the same GPUs and nodes NCCL chooses the same rings again, unless it is told to

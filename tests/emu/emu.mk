@@ -60,7 +60,7 @@ EMU_ALL_TESTS = $(foreach each,$(EMU_TESTED),$(EMU_TEST_NAMES:%=$(BUILD)/emu$(pa
 emu: $(EMU_DIR)/faults $(EMU_DIR)/mobilellm $(EMU_TEST_NAMES:%=$(EMU_DIR)/tests/%) ## the CUDA backend on the CPU: build/emu/mobilellm and its tests; EMU=asan, EMU=tsan
 
 emu-all:
-	@$(foreach each,$(EMU_TESTED),$(SUBMAKE) EMU=$(each) emu &&) true
+	@$(foreach each,$(EMU_TESTED),$(MAKE) --no-print-directory EMU=$(each) emu &&) true
 
 emu-test: emu-all ## the tests of cuda/ on the emulated GPU, also under ASan and TSan
 	@$(PYTHON) tests/run.py $(EMU_ALL_TESTS) $(EMU_PY_TESTS)

@@ -16,8 +16,8 @@ typedef struct model_input {
     int rows; /* at most the model's B */
     const int32_t *tokens;
     const int32_t *targets; /* -1: nothing to predict here */
-    const int32_t *doc;     /* which document of its row a token belongs to; equal numbers are next to each other. NULL: one a row */
-    const int32_t *pos;     /* position for RoPE, below T */
+    const int32_t *doc; /* which document of its row a token belongs to; equal numbers are next to each other. NULL: one a row */
+    const int32_t *pos; /* position for RoPE, below T */
 } model_input;
 
 /* Called when the weights of a group are about to be used (forward and backward), and when its gradients are final (last

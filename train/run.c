@@ -39,7 +39,8 @@ static int plan_memory(run_plan *plan, const run_config *c, const ops *op, backe
     return 0;
 }
 
-int run_plan_make(run_plan *plan, const run_config *c, const ranks *world, int threads, const ops *op, bool elsewhere, error *err) {
+int run_plan_make(run_plan *plan, const run_config *c, const ranks *world, int threads, const ops *op, bool elsewhere,
+                  error *err) {
     int n_ranks = world->size;
     int rows = (int)(c->batch.tokens / c->data.seq_len);
     *plan = (run_plan){.arena = arena_dry(), .ranks = n_ranks, .threads = threads, .n_steps = run_steps(c)};

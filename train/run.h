@@ -39,9 +39,10 @@ typedef struct run_plan {
     int ranks, threads;
 } run_plan;
 
-/* What a run of world->size ranks with so many threads will need on each, on the backend `op`, which is opened for the question and
- * closed; or not, where it knows its needs without a device (elsewhere). */
-int run_plan_make(run_plan *plan, const run_config *c, const ranks *world, int threads, const ops *op, bool elsewhere, error *err);
+/* What a run of world->size ranks with so many threads will need on each, on the backend `op`, which is opened for the question
+ * and closed; or not, where it knows its needs without a device (elsewhere). */
+int run_plan_make(run_plan *plan, const run_config *c, const ranks *world, int threads, const ops *op, bool elsewhere,
+                  error *err);
 
 /* Opens the backend and everything that has memory, after checking that it fits; weights are not set. Each rank calls it, and no
  * rank waits for another in it. profiled: with r->profile. */

@@ -68,7 +68,7 @@ c_test() { # PROGRAM
 # Under mpirun each rank reports; they agree, and rank 0's report counts.
 c_test_ranks() { # PROGRAM RANKS
     local name=${1##*/} status good
-    timeout -k 15 "$(($(left) > 5 ? $(left) : 5))" mpirun -np "$2" --bind-to none "$1" >"$work/out" 2>&1
+    CMOCKA_MESSAGE_OUTPUT=STDOUT timeout -k 15 "$(($(left) > 5 ? $(left) : 5))" mpirun -np "$2" --bind-to none "$1" >"$work/out" 2>&1
     status=$?
     good=$(grep -c '\[       OK \]' "$work/out")
     if [[ $status == 0 ]] && ((good >= $2)); then

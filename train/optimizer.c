@@ -30,22 +30,20 @@ void optimizer_close(optimizer *o) {
     *o = (optimizer){0};
 }
 
+/* Of buckets and hooks, as registry.h counts them; the embedding is the first tensor of all. */
+static int group_of(const model *m, const tensor *t) {
+    if (t->layer >= 0) return 1 + t->layer;
+    return t->offset == 0 ? 0 : 1 + m->config.n_layers;
+}
+
 /* Adds the squares of a group's gradient, as this rank alone made it, to own_squares. */
 static void sum_own(optimizer *o, int group) {
     model *m = o->model;
     double *own = &o->report->own_squares;
-    const registry *r = &m->registry;
-    int64_t first = INT64_MAX, end = 0;
-    if (group == m->config.n_layers + 1) m->ops->zero(m->backend, own, sizeof *own); /* the first one */
-    for (int i = 0; i < r->n_buckets; i++) {
-        const bucket *b = &r->buckets[i];
-        if (b->group != group) continue;
-        if (b->offset < first) first = b->offset;
-        if (b->offset + b->count > end) end = b->offset + b->count;
-    }
-    for (int i = 0; i < r->n_tensors; i++) { /* not the buckets: what lies between tensors is undefined */
-        const tensor *t = &r->tensors[i];
-        if (t->offset >= first && t->offset < end) m->ops->sum_squares(m->backend, own, m->grads + t->offset, t->count);
+    if (group == 1 + m->config.n_layers) m->ops->zero(m->backend, own, sizeof *own); /* the first one */
+    for (int i = 0; i < m->registry.n_tensors; i++) { /* not the buckets: what lies between tensors is undefined */
+        const tensor *t = &m->registry.tensors[i];
+        if (group_of(m, t) == group) m->ops->sum_squares(m->backend, own, m->grads + t->offset, t->count);
     }
 }
 
@@ -64,9 +62,8 @@ void optimizer_need_group(void *context, int group) {
     o->model->ops->join(o->model->backend, o->gathered[group]);
 }
 
-void optimizer_need_all(optimizer *o) {
-    for (int group = 0; group < o->model->config.n_layers + 2; group++) optimizer_need_group(o, group);
-}
+/* The head's group is gathered last, and a ticket stands for all before it. */
+void optimizer_need_all(optimizer *o) { optimizer_need_group(o, 1 + o->model->config.n_layers); }
 
 /* Leaves the sums of all ranks and the clip factor on the device, where AdamW reads it. */
 static void clip_gradients(optimizer *o, const run_config *c) {

@@ -11,7 +11,7 @@
 
 enum { ROWS = 256, MIN_Q = 16, MAX_Q = 64, MAX_Q_NARROW = 32, NARROW_WINDOW = 512 };
 
-int cpu_attention_open(backend *b, error *err) { return block_gemm_open(&b->block_gemms, b->engine, b->threads, err); }
+int cpu_attention_open(backend *b, error *err) { return block_gemm_open(&b->block_gemms, b->engine, b->threads, b->widens, err); }
 
 void cpu_attention_close(backend *b) {
     block_gemm_close(b->block_gemms);

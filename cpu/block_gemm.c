@@ -3,7 +3,7 @@
  * A primitive is immutable and may be executed by many threads at once as long as each brings its own working memory; memory
  * objects and streams may not be shared. So a primitive is made once, for one thread, and every thread has its own memory objects
  * (whose data pointers are set before each call, which costs nothing beside the product), its own stream and its own scratchpad.
- */
+ * On processors where oneDNN has no products in bf16 each thread widens its two blocks to fp32 before (cpu/gemm.c). */
 #include "cpu/block_gemm.h"
 
 #include <assert.h>
@@ -17,13 +17,15 @@ enum { ARGUMENTS = 4, A = 0, B = 1, C = 2, SCRATCHPAD = 3 };
 typedef struct worker {
     dnnl_stream_t stream;
     void *scratchpad; /* of the cache's scratchpad_bytes */
+    float *widened;   /* of its widened_bytes: a, then b */
 } worker;
 
 struct block_gemm_cache {
     dnnl_engine_t engine; /* the backend's */
     int threads;
+    bool widens;
     worker *workers; /* (threads) */
-    size_t scratchpad_bytes;
+    size_t scratchpad_bytes, widened_bytes;
     block_gemm *products;
 };
 
@@ -31,6 +33,7 @@ typedef dnnl_exec_arg_t arguments[ARGUMENTS];
 
 struct block_gemm {
     block_gemm_shape shape;
+    bool widened;
     block_gemm_cache *cache;
     dnnl_primitive_t matmul;
     int n_arguments;      /* 3 where no scratchpad is needed */
@@ -38,9 +41,11 @@ struct block_gemm {
     block_gemm *next;
 };
 
-int block_gemm_open(block_gemm_cache **cache, dnnl_engine_t engine, int threads, error *err) {
+int block_gemm_open(block_gemm_cache **cache, dnnl_engine_t engine, int threads, bool widens, error *err) {
     block_gemm_cache *c = calloc(1, sizeof *c);
-    if (c) *c = (block_gemm_cache){engine, threads, calloc((size_t)threads, sizeof *c->workers), 0, NULL};
+    if (c)
+        *c = (block_gemm_cache){
+            .engine = engine, .threads = threads, .widens = widens, .workers = calloc((size_t)threads, sizeof *c->workers)};
     if (!c || !c->workers) {
         free(c);
         return error_set(err, STATUS_RESOURCE, "no memory for the streams of %d threads", threads);
@@ -75,6 +80,7 @@ void block_gemm_close(block_gemm_cache *cache) {
     for (int i = 0; i < cache->threads; i++) {
         if (cache->workers[i].stream) dnnl_stream_destroy(cache->workers[i].stream);
         free(cache->workers[i].scratchpad);
+        free(cache->workers[i].widened);
     }
     free(cache->workers);
     free(cache);
@@ -103,6 +109,18 @@ static int grow_scratchpads(block_gemm_cache *cache, size_t bytes) {
     return 0;
 }
 
+static int grow_widened(block_gemm_cache *cache, const block_gemm_shape *s) {
+    size_t bytes = (size_t)s->K * (size_t)(s->M + s->N) * sizeof(float);
+    if (bytes <= cache->widened_bytes) return 0;
+    for (int i = 0; i < cache->threads; i++) {
+        float *larger = realloc(cache->workers[i].widened, bytes);
+        if (!larger) return -1;
+        cache->workers[i].widened = larger;
+    }
+    cache->widened_bytes = bytes;
+    return 0;
+}
+
 static dnnl_status_t make_arguments(arguments args, dnnl_engine_t engine, const onednn_matrix matrices[3],
                                     size_t scratchpad_bytes) {
     static const int names[ARGUMENTS] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST, DNNL_ARG_SCRATCHPAD};
@@ -118,7 +136,8 @@ static dnnl_status_t make_arguments(arguments args, dnnl_engine_t engine, const 
 
 static dnnl_status_t make_product(block_gemm *g) {
     const block_gemm_shape *s = &g->shape;
-    onednn_matrix matrices[3] = {dense(s->M, s->K, s->transpose_a, s->x), dense(s->K, s->N, s->transpose_b, s->x),
+    dtype x = g->widened ? DTYPE_F32 : s->x;
+    onednn_matrix matrices[3] = {dense(s->M, s->K, s->transpose_a, x), dense(s->K, s->N, s->transpose_b, x),
                                  dense(s->M, s->N, false, DTYPE_F32)};
     size_t scratchpad_bytes = 0;
     int threads = omp_get_max_threads();
@@ -131,6 +150,7 @@ static dnnl_status_t make_product(block_gemm *g) {
     for (int i = 0; i < g->cache->threads && !failed; i++)
         failed = make_arguments(g->of_thread[i], g->cache->engine, matrices, scratchpad_bytes);
     if (!failed && grow_scratchpads(g->cache, scratchpad_bytes)) failed = dnnl_out_of_memory;
+    if (!failed && g->widened && grow_widened(g->cache, s)) failed = dnnl_out_of_memory;
     return failed;
 }
 
@@ -139,7 +159,11 @@ const block_gemm *block_gemm_prepare(block_gemm_cache *cache, const block_gemm_s
         if (same_shape(&g->shape, shape)) return g;
 
     block_gemm *g = calloc(1, sizeof *g);
-    if (g) *g = (block_gemm){.shape = *shape, .cache = cache, .of_thread = calloc((size_t)cache->threads, sizeof *g->of_thread)};
+    if (g)
+        *g = (block_gemm){.shape = *shape,
+                          .widened = shape->x == DTYPE_BF16 && cache->widens,
+                          .cache = cache,
+                          .of_thread = calloc((size_t)cache->threads, sizeof *g->of_thread)};
     dnnl_status_t failed = g && g->of_thread ? make_product(g) : dnnl_out_of_memory;
     if (failed) {
         if (g) product_free(g);
@@ -153,10 +177,20 @@ const block_gemm *block_gemm_prepare(block_gemm_cache *cache, const block_gemm_s
     return g;
 }
 
+static const float *widen(float *to, const bf16 *from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) to[i] = bf16_to_float(from[i]);
+    return to;
+}
+
 int block_gemm_run(const block_gemm *g, int thread, float *c, const void *a, const void *b) {
     assert(thread >= 0 && thread < g->cache->threads);
     const dnnl_exec_arg_t *args = g->of_thread[thread];
     const worker *w = &g->cache->workers[thread];
+    const block_gemm_shape *s = &g->shape;
+    if (g->widened) {
+        b = widen(w->widened + s->M * s->K, b, (int64_t)s->K * s->N);
+        a = widen(w->widened, a, (int64_t)s->M * s->K);
+    }
     /* oneDNN's memory objects know no const; sources are only read. */
     void *data[ARGUMENTS] = {(void *)a, (void *)b, c, w->scratchpad};
     for (int arg = 0; arg < g->n_arguments; arg++) {

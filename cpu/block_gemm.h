@@ -25,8 +25,8 @@ typedef struct block_gemm_shape {
 typedef struct block_gemm block_gemm;             /* one product, ready to run */
 typedef struct block_gemm_cache block_gemm_cache; /* all of them, with each thread's stream and working memory */
 
-/* Returns 0 with *cache made, or -1 with *err filled. */
-int block_gemm_open(block_gemm_cache **cache, dnnl_engine_t engine, int threads, error *err);
+/* Returns 0 with *cache made, or -1 with *err filled. widens: products in bf16 are made in fp32. */
+int block_gemm_open(block_gemm_cache **cache, dnnl_engine_t engine, int threads, bool widens, error *err);
 void block_gemm_close(block_gemm_cache *cache); /* NULL: nothing to do */
 
 /* The product of this shape, the cache's for as long as it lives; NULL if oneDNN or memory refused it. */

@@ -15,6 +15,7 @@ struct block_gemm_cache; /* cpu/block_gemm.c: small products called by each thre
 
 struct backend {
     int threads;
+    bool widens; /* no products in bf16 on this processor: they are made in fp32 */
     dnnl_engine_t engine;
     dnnl_stream_t stream;
     struct gemm_cache *gemms;
@@ -34,6 +35,7 @@ void cpu_fail(backend *b, status code, const char *what, const char *why);
 /* The ops, by file. */
 int cpu_gemm_open(backend *b, error *err);
 void cpu_gemm_close(backend *b);
+size_t cpu_gemm_scratch(const backend *b, const op_limits *limits);
 void cpu_linear_forward(backend *b, void *y, const void *in, const void *w, dtype x, int64_t N, int I, int64_t O);
 void cpu_linear_backward_input(backend *b, void *din, const void *dy, const void *w, dtype x, int64_t N, int I, int64_t O);
 void cpu_linear_backward_weight(backend *b, float *dw, const void *dy, const void *in, bool accumulate, dtype x, int64_t N, int I,

@@ -12,7 +12,7 @@ export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy
 ranks() { mpirun -np 2 --bind-to none "$@"; }
 export OMP_NUM_THREADS=$(( $(nproc) > 2 ? $(nproc) / 2 : 1 ))
 
-dtype=f32 # bf16 needs AVX-512
+dtype=f32 # the faster one without AVX-512
 if grep -qw avx512bw /proc/cpuinfo; then dtype=bf16; fi
 train() { ranks $mobilellm train configs/runs/demo.yaml dtype=$dtype "$@"; }
 

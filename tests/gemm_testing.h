@@ -8,7 +8,7 @@ static const struct shape {
     int64_t N;
     int I;
     int64_t O;
-} shapes[] = {{1, 24, 65}, {7, 65, 11}, {33, 24, 1003}, {64, 128, 96}, {130, 257, 33}, {1, 1, 1}};
+} shapes[] = {{1, 24, 65}, {7, 65, 11}, {33, 24, 1003}, {64, 128, 96}, {130, 257, 33}, {5, 24, 2050}, {1, 1, 1}};
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
 /* c[i][j] = sum over k of a[i][k] b[k][j], read through strides */

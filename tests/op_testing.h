@@ -41,7 +41,8 @@ static inline void testing_open(testing *t, int threads) {
     *t = (testing){.ops = cpu_ops()};
     error err = {0};
     if (t->ops->open(&t->b, threads, 0, &err)) fail_msg("%s", err.text);
-    op_limits limits = {.x = DTYPE_F32, .B = 1, .T = 512, .C = 2048, .F = 1, .H = 1, .K = 1, .D = 128, .V = 2500, .head_rows = 1};
+    op_limits limits = {
+        .x = DTYPE_BF16, .B = 1, .T = 512, .C = 2048, .F = 1, .H = 1, .K = 1, .D = 128, .V = 2500, .head_rows = 1};
     size_t bytes = t->ops->scratch_bytes(t->b, &limits);
     t->scratch = t->ops->alloc(t->b, bytes, &err);
     assert_non_null(t->scratch);

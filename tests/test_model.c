@@ -31,16 +31,6 @@ enum { N_FIXTURES = sizeof fixtures / sizeof *fixtures };
 
 static const model_options training_f32 = {.x = DTYPE_F32, .training = true}, training_bf16 = {.x = DTYPE_BF16, .training = true};
 
-/* A processor without AVX-512 has no bf16 in this backend. */
-static void skip_without_bf16(void) {
-    error err = {0};
-    backend *b;
-    if (cpu_ops()->open(&b, 0, 0, &err)) fail_msg("%s", err.text);
-    int refused = cpu_ops()->check(b, DTYPE_BF16, &err);
-    cpu_ops()->close(b);
-    if (refused) skip();
-}
-
 /* sums: of the losses and z-losses since the last call that did not accumulate. */
 static void train_with(network *net, const model_input *in, float scale, double z_loss, bool accumulate, const model_hooks *hooks,
                        double sums[2]) {
@@ -159,7 +149,6 @@ static void f32_token_losses_are_pytorchs(void **state) {
 /* The same steps in bf16, where each stored number, weights included, is off by up to 2^-9 of itself. PyTorch's own bf16 strays
  * as far on these networks: cosines of 0.9994 to 0.9999, losses off by up to 0.4 %. */
 static void bf16_is_near_pytorch(void **state) {
-    skip_without_bf16();
     trained t = train_fixture(*state, training_bf16);
     check_sum(&t, "loss_sum", t.sums[0], 0.005);
     check_gradients(&t, check_bf16);
@@ -252,7 +241,6 @@ static void two_runs_are_bit_equal_f32(void **state) {
 
 static void two_runs_are_bit_equal_bf16(void **state) {
     (void)state;
-    skip_without_bf16();
     check_two_runs(DTYPE_BF16);
 }
 

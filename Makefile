@@ -126,8 +126,8 @@ fuzz-programs:
 fuzz-targets: $(patsubst tests/fuzz/%.c,$(BUILD)/%,$(wildcard tests/fuzz/*.c))
 
 bundle: setup ## one archive with all that a cluster's node needs (not CUDA's libraries): build/mobilellm.tar.xz
-	@$(SUBMAKE) BUILD=build/portable ARCH=x86-64-v3 all
-	@scripts/bundle.sh build/portable/mobilellm build/mobilellm.tar.xz
+	@$(SUBMAKE) BUILD=build/portable ARCH=x86-64-v3 $(BUNDLED:%=build/portable/%)
+	@scripts/bundle.sh build/mobilellm.tar.xz build/portable $(BUNDLED)
 
 demo: ## the whole pipeline on a small model and real text, in minutes on two cores
 	@scripts/setup.sh build test demo

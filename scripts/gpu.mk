@@ -3,10 +3,11 @@
 # Building and running are apart, because the machine that has the GPU may have neither compiler nor network: make gpu-programs
 # elsewhere (ARCH=x86-64-v3 BUILD=build/portable), copy the tree with that folder, and name it there: BINARIES=build/portable. It
 # holds mobilellm, tests/test_cuda_*, bench/gpu_kernels, and in lib/, if there is one, the libraries that the machine lacks.
-# An unpacked bundle is such a folder too, with the program alone.
+# The bin folder of an unpacked bundle is such a folder too.
 
 GPU_TESTS = $(patsubst %.c,$(BUILD)/%,$(wildcard tests/test_cuda_*.c))
 GPU_PROGRAMS = $(BUILD)/mobilellm $(BUILD)/bench/gpu_kernels
+BUNDLED = $(if $(CUDA_COMPILER),$(patsubst $(BUILD)/%,%,$(GPU_PROGRAMS) $(GPU_TESTS)),mobilellm)
 BINARIES ?=
 GPU_FROM = $(or $(BINARIES),$(BUILD))
 # Builds, where nothing built is named. The GPU is looked for before, because building takes minutes.

@@ -4,23 +4,20 @@
 #   scripts/gpu_check.sh [FOLDER]          driver, libraries, speeds, links between GPUs, a few training steps
 #   scripts/gpu_check.sh --look [FOLDER]   only whether there is a GPU: silent, or a line and exit status 4
 #
-# FOLDER holds mobilellm and bench/gpu_kernels: build, what scripts/gpu.mk tells of, or an unpacked bundle, which is the default
-# inside one; otherwise build is. A line a check: ok, left out (and why), or FAILED (and what to do). Exit status: 0, 1 if a check
+# FOLDER holds mobilellm and bench/gpu_kernels: build, what scripts/gpu.mk tells of, or an unpacked bundle. The default is bin
+# inside a bundle, and else build. A line a check: ok, left out (and why), or FAILED (and what to do). Exit status: 0, 1 if a check
 # failed, 4 without a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 look=
 [[ ${1-} == --look ]] && look=1 && shift
-folder=${1:-$([[ -x bin/mobilellm ]] && echo . || echo build)}
-if [[ -x $folder/bin/mobilellm ]]; then # a bundle, whose scripts know where its libraries are
-    program=$folder/bin/mobilellm
-    PATH=$(realpath "$folder/bin"):$PATH
-else
-    program=$folder/mobilellm
-    folder=$(realpath -m "$folder")
-    [[ -d $folder/lib ]] && export LD_LIBRARY_PATH=$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-fi
+folder=${1:-$([[ -x bin/mobilellm ]] && echo bin || echo build)}
+[[ -x $folder/bin/mobilellm ]] && folder=$folder/bin # a bundle
+folder=$(realpath -m "$folder")
+program=$folder/mobilellm
+[[ -x $folder/mpirun ]] && PATH=$folder:$PATH # a bundle's own
+[[ -d $folder/lib ]] && export LD_LIBRARY_PATH=$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 kernels=$folder/bench/gpu_kernels
 [[ $EUID == 0 ]] && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 

@@ -3,8 +3,8 @@
 #
 #   scripts/test_gpu.sh [FOLDER]
 #
-# FOLDER holds mobilellm and tests/test_cuda_*: build, what scripts/gpu.mk tells of, or an unpacked bundle, which has the program
-# alone and is the default inside one; otherwise build is. First the C tests, each op beside the CPU's; then training as a whole
+# FOLDER holds mobilellm and tests/test_cuda_*: build, what scripts/gpu.mk tells of, or an unpacked bundle. The default is bin inside
+# a bundle, and else build. First the C tests, each op beside the CPU's; then training as a whole
 # (tests/test_cuda_training.py, or with no pytest and h5py scripts/gpu_parity.py); with several GPUs, the collectives between them;
 # then the ops' tests again under compute-sanitizer. What there is no time left for is counted as skipped, what the end of the time
 # finds unfinished as failed. The last line is `N passed, N failed, N skipped`.
@@ -12,20 +12,15 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
-folder=${1:-$([[ -x bin/mobilellm ]] && echo . || echo build)}
+folder=${1:-$([[ -x bin/mobilellm ]] && echo bin || echo build)}
+[[ -x $folder/bin/mobilellm ]] && folder=$folder/bin # a bundle
+folder=$(realpath -m "$folder")
+program=$folder/mobilellm
 scripts/gpu_check.sh --look "$folder" || exit
 end=$((SECONDS + ${TEST_GPU_SECONDS:-470}))
-if [[ -x $folder/bin/mobilellm ]]; then
-    program=$(realpath "$folder/bin/mobilellm")
-    PATH=$(dirname "$program"):$PATH
-elif [[ -x $folder/mobilellm ]]; then
-    program=$(realpath "$folder/mobilellm")
-    folder=$(realpath -m "$folder")
-    [[ -d $folder/lib ]] && export LD_LIBRARY_PATH=$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-else
-    echo "test_gpu: there is a GPU, but no $folder/mobilellm: make gpu-programs"
-    exit 1
-fi
+[[ -x $program ]] || { echo "test_gpu: there is a GPU, but no $program: make gpu-programs"; exit 1; }
+[[ -x $folder/mpirun ]] && PATH=$folder:$PATH # a bundle's own
+[[ -d $folder/lib ]] && export LD_LIBRARY_PATH=$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 gpus=$("$program" --version | grep -c '^  GPU [0-9]')
 ((gpus)) || { echo "no GPU here: $program sees none, see $program --version"; exit 4; }
 [[ $EUID == 0 ]] && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -105,7 +100,7 @@ sanitize() { # TOOL PROGRAM
     limit=$(left)
     ((limit > 10)) || { skip 1 "$name: no time left"; return; }
     ((limit > 100)) && limit=100
-    CMOCKA_MESSAGE_OUTPUT=STDOUT timeout -k 15 "$limit" "$sanitizer" --tool "$1" --error-exitcode 99 --report-api-errors no "$2" >"$work/out" 2>&1
+    CMOCKA_MESSAGE_OUTPUT=STDOUT timeout -k 15 "$limit" "$sanitizer" --tool "$1" --target-processes all --error-exitcode 99 --report-api-errors no "$2" >"$work/out" 2>&1
     status=$?
     summary=$(grep -E 'SUMMARY' "$work/out" | tail -1 | sed 's/^=* *//')
     if [[ $status == 124 || $status == 137 ]]; then

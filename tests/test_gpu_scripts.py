@@ -31,10 +31,16 @@ def run(tmp_path, *command, status=0, **variables):
     return done.stdout
 
 
-def test_a_sound_machine_is_found_sound(tmp_path):
-    """Two GPUs: driver, libraries, speeds, the links between them, and twenty steps."""
+@pytest.mark.parametrize("bundled", [False, True])
+def test_a_sound_machine_is_found_sound(tmp_path, bundled):
+    """Two GPUs: driver, libraries, speeds, the links between them, and twenty steps. A bundle has its programs in bin."""
     script(tmp_path / "bin/nvidia-smi", "echo GPU 0, 580.82.07")
-    out = run(tmp_path, "scripts/gpu_check.sh", EMULATED, CUEMU_DEVICES="2")
+    folder = EMULATED
+    if bundled:
+        folder = tmp_path / "bundle"
+        folder.mkdir()
+        (folder / "bin").symlink_to(EMULATED)
+    out = run(tmp_path, "scripts/gpu_check.sh", folder, CUEMU_DEVICES="2")
     assert "FAILED" not in out
     for what in ("driver", "cuBLASLt", "NCCL", "GEMM", "memory", "NCCL: .* between 2 GPUs", "training: 20 steps"):
         assert re.search(f"^ok +{what}", out, re.M), f"no line for {what} in\n{out}"

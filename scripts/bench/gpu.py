@@ -104,7 +104,9 @@ class Bench:
     def __init__(self, options, clock, page, directory):
         self.options, self.clock, self.page, self.directory = options, clock, page, Path(directory)
         folder = options.binaries
-        self.program = next((p for p in (folder / "bin/mobilellm", folder / "mobilellm") if p.exists()), folder / "mobilellm")
+        if (folder / "bin/mobilellm").exists():  # a bundle
+            folder /= "bin"
+        self.program = folder / "mobilellm"
         self.kernels = folder / "bench/gpu_kernels"
         self.device = {}
         self.vocabulary = set()

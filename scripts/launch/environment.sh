@@ -4,6 +4,11 @@
 # NCCL and UCX find network adapters by themselves, and are wrong in known ways: the lines below are those that a cluster's
 # administrator is asked for. `mobilellm --version` says which libraries are found, scripts/gpu_check.sh what they reach.
 
+# The program: a bundle's where this is one, or else what make built.
+launched_from=$(readlink -f "$(dirname "${BASH_SOURCE[0]}")/../..")
+[[ -x $launched_from/bin/mobilellm ]] && PATH=$launched_from/bin:$PATH
+MOBILELLM=${MOBILELLM:-$launched_from/$([[ -x $launched_from/bin/mobilellm ]] && echo bin || echo build)/mobilellm}
+
 # Which Ethernet interface carries NCCL's first contact. Unset, NCCL takes the first that is up, which may be a container's
 # bridge: "NCCL WARN Bootstrap: no socket interface found" or a hang at the start. ^docker0,lo = any but these.
 export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-^docker0,lo,virbr0}

@@ -14,5 +14,5 @@ gpus=${GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
 [[ $gpus -gt 0 ]] || { echo "one_node.sh: nvidia-smi lists no GPU. Look at scripts/gpu_check.sh, or say how many: GPUS=8" >&2; exit 2; }
 
 # --bind-to numa: a rank's threads and pinned memory stay near its GPU. Without a scheduler mpirun would bind to one core.
-exec mpirun -np "$gpus" --bind-to numa -x OMP_NUM_THREADS "${MOBILELLM:-$here/../../build/mobilellm}" \
+exec mpirun -np "$gpus" --bind-to numa -x OMP_NUM_THREADS "$MOBILELLM" \
     train "$1" --device cuda --resume "${@:2}"

@@ -20,4 +20,4 @@ for name in $(compgen -e | grep -E '^(NCCL|UCX|OMP)_' || true) LD_LIBRARY_PATH; 
     [[ -n ${!name:-} ]] && pass+=(-x "$name")
 done
 exec mpirun --hostfile "$hosts" --map-by ppr:"${GPUS:-8}":node --bind-to numa "${pass[@]}" \
-    "${MOBILELLM:-$here/../../build/mobilellm}" train "$2" --device cuda --resume "${@:3}"
+    "$MOBILELLM" train "$2" --device cuda --resume "${@:3}"

@@ -78,6 +78,11 @@ typedef struct ops {
     void (*post)(backend *b, const void *device, size_t bytes);
     int (*fetch)(backend *b, void *host, size_t bytes, error *err);
 
+    /* The calls in between are a part of the work that has a name, and a number unless it is -1: for a profiler that looks on.
+     * Ranges nest. */
+    void (*range_begin)(backend *b, const char *name, int64_t number);
+    void (*range_end)(backend *b);
+
     /* Scratch memory of the ops below: `scratch_bytes` says how much the limits need, `set_scratch` lends it. */
     size_t (*scratch_bytes)(backend *b, const op_limits *limits);
     void (*set_scratch)(backend *b, void *memory, size_t bytes);

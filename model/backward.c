@@ -54,10 +54,13 @@ static void attention_backward(model *m, int layer, int rows, bool accumulate) {
 void model_backward(model *m, int rows, bool accumulate, const model_hooks *hooks) {
     const model_config *c = &m->config;
     int64_t N = (int64_t)rows * m->options.T;
+    range_begin(m, "backward");
     for (int layer = c->n_layers - 1; layer >= 0; layer--) {
+        layer_begin(m, layer);
         weights_needed(hooks, 1 + layer);
         ffn_backward(m, layer, N, accumulate);
         if (c->attention[layer] != 's') attention_backward(m, layer, rows, accumulate);
+        range_end(m);
         gradients_final(hooks, 1 + layer);
     }
     /* The tied head has put its part there already. */
@@ -65,4 +68,5 @@ void model_backward(model *m, int rows, bool accumulate, const model_hooks *hook
         m->ops->zero(m->backend, m->grads, (size_t)(c->vocab_size * c->d_model) * sizeof(float));
     m->ops->embedding_backward(m->backend, m->grads, m->dh, m->tokens, m->options.x, N, c->d_model, c->vocab_size);
     gradients_final(hooks, 0);
+    range_end(m);
 }

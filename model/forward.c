@@ -62,6 +62,7 @@ static void copy_input(model *m, const model_input *in) {
 void model_forward(model *m, const model_input *in, const model_hooks *hooks) {
     const model_config *c = &m->config;
     int64_t N = (int64_t)in->rows * m->options.T;
+    range_begin(m, "forward");
     copy_input(m, in);
 
     /* The embedding is written where the first norm keeps its input, so that it needs no copy. */
@@ -70,11 +71,14 @@ void model_forward(model *m, const model_input *in, const model_hooks *hooks) {
     m->ops->embedding_forward(m->backend, first, m->tokens, m->params, m->options.x, N, c->d_model);
     stream s = {first, NULL};
     for (int layer = 0; layer < c->n_layers; layer++) {
+        layer_begin(m, layer);
         weights_needed(hooks, 1 + layer);
         if (c->attention[layer] != 's') attention(m, &s, layer, in->rows);
         ffn(m, &s, layer, in->rows);
+        range_end(m);
     }
     weights_needed(hooks, 1 + c->n_layers);
     if (c->tie_embeddings) weights_needed(hooks, 0); /* the head is the embedding */
     norm(m, &s, m->h_final, m->rstd_final, model_final_norm(m, NULL), N);
+    range_end(m);
 }

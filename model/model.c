@@ -56,8 +56,10 @@ static void chunk_losses(model *m, int64_t first, int64_t n, float scale, float 
 
 static void head_forward(model *m, int64_t N) {
     int64_t chunk = m->options.head_chunk;
+    range_begin(m, "head");
     for (int64_t first = 0; first < N; first += chunk)
         chunk_losses(m, first, N - first < chunk ? N - first : chunk, 1.0f, 0.0f, false);
+    range_end(m);
 }
 
 /* Losses, the gradients of the head and the final norm, and dh. */
@@ -70,6 +72,7 @@ static void head_train(model *m, int64_t N, float scale, float z_loss, bool accu
     float *d_head, *d_norm;
     const void *head = model_head_weight(m, &d_head), *norm = model_final_norm(m, &d_norm);
 
+    range_begin(m, "head");
     for (int64_t first = 0; first < N; first += chunk) {
         int64_t n = N - first < chunk ? N - first : chunk;
         chunk_losses(m, first, n, scale, z_loss, true);
@@ -79,6 +82,7 @@ static void head_train(model *m, int64_t N, float scale, float z_loss, bool accu
     op->zero(b, m->dh, (size_t)(N * C) * dtype_size(x));
     op->rmsnorm_backward(b, m->dh, d_norm, m->delta, m->h_final, m->rstd_final, norm, accumulate, x, N, C);
     gradients_final(hooks, 1 + m->config.n_layers);
+    range_end(m);
 }
 
 void model_train(model *m, const model_input *in, float scale, float z_loss, bool accumulate, const model_hooks *hooks) {

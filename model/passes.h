@@ -26,6 +26,11 @@ void model_forward(model *m, const model_input *in, const model_hooks *hooks);
 /* From dh, the gradient of the residual stream after the last layer, to all gradients below it. */
 void model_backward(model *m, int rows, bool accumulate, const model_hooks *hooks);
 
+/* A part of the work, by its name in docs/step.md: for profilers. */
+static inline void range_begin(const model *m, const char *name) { m->ops->range_begin(m->backend, name, -1); }
+static inline void layer_begin(const model *m, int layer) { m->ops->range_begin(m->backend, "layer", layer); }
+static inline void range_end(const model *m) { m->ops->range_end(m->backend); }
+
 static inline void weights_needed(const model_hooks *hooks, int group) {
     if (hooks && hooks->weights_needed) hooks->weights_needed(hooks->context, group);
 }

@@ -39,4 +39,8 @@ $(EMU_DIR)/bench/gpu_kernels: $(EMU_DIR)/obj/scripts/bench/gpu_kernels.c.o $(EMU
 	@echo "link $@" && mkdir -p $(@D)
 	$(Q)$(EMU_LINK) -o $@ $^ $(LIBS)
 
+# What stands there for Nsight Systems.
+emu: $(if $(wildcard $(CUDA)/include/nvtx3/nvToolsExt.h),$(BUILD)/emu/lib/libnvtx_recorder.so)
+$(BUILD)/emu/lib/libnvtx_recorder.so: tests/emu/nvtx_recorder.c
+
 .PHONY: gpu-programs gpu-check test-gpu bench-gpu

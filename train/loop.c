@@ -49,6 +49,19 @@ static int common_micro_batches(const run *r) {
     return (int)((rows + r->model.options.B - 1) / r->model.options.B);
 }
 
+/* A part of the work, by its name in docs/step.md: for profilers. number: -1 for none. */
+static void range_begin(const run *r, const char *name, int64_t number) { r->ops->range_begin(r->backend, name, number); }
+static void range_end(const run *r) { r->ops->range_end(r->backend); }
+
+static void reduce_group(void *context, int group) {
+    run *r = context;
+    range_begin(r, "reduction", group);
+    optimizer_reduce_group(&r->optimizer, group);
+    range_end(r);
+}
+
+static void need_group(void *context, int group) { optimizer_need_group(&((run *)context)->optimizer, group); }
+
 /* This rank's micro-batches. Gradients are final, and reduced, during the last one's backward pass. A step that is stopped
  * between two of them leaves no trace, for the gradients are begun anew by the next. */
 static void accumulate_gradients(run *r, const token_batch *batch, float scale, const char **stopped) {
@@ -63,10 +76,12 @@ static void accumulate_gradients(run *r, const token_batch *batch, float scale, 
             *stopped = pace.reason;
             return;
         }
-        model_hooks hooks = {.weights_needed = row == 0 ? optimizer_need_group : NULL,
-                             .gradients_final = row + rows == batch->rows ? optimizer_reduce_group : NULL,
-                             .context = &r->optimizer};
+        model_hooks hooks = {.weights_needed = row == 0 ? need_group : NULL,
+                             .gradients_final = row + rows == batch->rows ? reduce_group : NULL,
+                             .context = r};
+        range_begin(r, "micro-batch", row / micro);
         model_train(&r->model, &in, scale, (float)r->config.optimizer.z_loss, row > 0, &hooks);
+        range_end(r);
         ranks_progress(r->ranks);
     }
 }
@@ -74,7 +89,7 @@ static void accumulate_gradients(run *r, const token_batch *batch, float scale, 
 /* A rank without rows (more ranks than rows) takes part in the reduction with zeros. */
 static void reduce_nothing(run *r) {
     model_train_nothing(&r->model);
-    for (int group = r->model.config.n_layers + 1; group >= 0; group--) optimizer_reduce_group(&r->optimizer, group);
+    for (int group = r->model.config.n_layers + 1; group >= 0; group--) reduce_group(r, group);
 }
 
 /* Starts the step after the open ones, on this rank's rows. *stopped: left as it is, or why the step is not made. */
@@ -88,7 +103,9 @@ static void start_step(run *r, open_steps *open, const token_batch *batch, int64
     else
         accumulate_gradients(r, batch, n_valid > 0 ? 1.0f / (float)n_valid : 0.0f, stopped);
     if (*stopped) return;
+    range_begin(r, "AdamW", -1);
     optimizer_step(&r->optimizer, c, lr);
+    range_end(r);
     open->steps[open->n_started++ % MAX_OPEN] = (started_step){n_valid, lr, waited};
 }
 
@@ -198,6 +215,7 @@ static int evaluate(run *r, metrics *m, const char **stopped, error *err) {
     stop_pace pace = stop_pace_start(r->ranks);
     heldout_stop stop = {stop_paced, &pace};
     profile_enter(r->profile);
+    range_begin(r, "evaluation", -1);
     for (int i = 0; i < n && !total.abandoned; i++) {
         heldout_loss loss;
         if (heldout_measure(&loss, &r->model, sources[i].prefix, r->config.data.mask_documents, r->config.train.eval_tokens,
@@ -206,6 +224,7 @@ static int evaluate(run *r, metrics *m, const char **stopped, error *err) {
         if (!loss.abandoned && tell_eval(r, m, sources[i].prefix, &loss, err)) return -1;
         heldout_add(&total, &loss);
     }
+    range_end(r);
     profile_leave(r->profile, PART_EVALUATION, 0);
     if (total.abandoned) {
         *stopped = pace.reason;
@@ -221,7 +240,9 @@ static int save(run *r, error *err) {
     double start = seconds_now();
     optimizer_need_all(&r->optimizer);
     profile_enter(r->profile);
+    range_begin(r, "checkpoint", -1);
     if (run_save(r, path, err)) return -1;
+    range_end(r);
     profile_leave(r->profile, PART_CHECKPOINT, 0);
     if (r->ranks->rank == 0) printf("checkpoint  %s  %.2f s\n", path, seconds_now() - start);
     return 0;
@@ -240,12 +261,29 @@ static int next_batch(run *r, const token_batch **batch, int64_t *n_valid, doubl
     return 0;
 }
 
+/* Starts a step with the next rows. *stopped: left as it is, or why the step is not made. */
+static int next_step(run *r, open_steps *open, const char **stopped, error *err) {
+    const token_batch *batch;
+    int64_t n_valid;
+    double waited = 0;
+    range_begin(r, "step", r->progress.step + n_open(open) + 1);
+    range_begin(r, "data", -1);
+    if (next_batch(r, &batch, &n_valid, &waited, err)) return -1;
+    range_end(r);
+    start_step(r, open, batch, n_valid, waited, stopped);
+    range_end(r);
+    return 0;
+}
+
 /* Finishes the oldest open step: reads its report, counts it, logs it when it is due. */
 static int finish_step(run *r, const run_plan *plan, metrics *m, open_steps *open, stopwatch *watch, int64_t last, error *err) {
     const checkpoint_info *p = &r->progress;
     step_result s;
     double waited;
-    if (read_report(r, open, &s, &waited, err) || count_step(r, &s, err)) return -1;
+    range_begin(r, "report", p->step + 1);
+    if (read_report(r, open, &s, &waited, err)) return -1;
+    range_end(r);
+    if (count_step(r, &s, err)) return -1;
     double now = seconds_now(), took = now - watch->since;
     *watch = (stopwatch){now, watch->busy_s + took, watch->wait_s + waited, watch->steps + 1};
     profile_step(r->profile, took);
@@ -271,13 +309,7 @@ int train_loop(run *r, const run_plan *plan, metrics *m, const char **stopped, e
     }
     stopwatch watch = {.since = seconds_now()};
     while (*stopped == NULL && p->step < last) {
-        if ((*stopped = stop_agreed(r->ranks)) == NULL) {
-            const token_batch *batch;
-            int64_t n_valid;
-            double waited = 0;
-            if (next_batch(r, &batch, &n_valid, &waited, err)) return -1;
-            start_step(r, &open, batch, n_valid, waited, stopped);
-        }
+        if ((*stopped = stop_agreed(r->ranks)) == NULL && next_step(r, &open, stopped, err)) return -1;
         int64_t at_most = *stopped || is_boundary(r, p->step + n_open(&open), last) ? 0 : r->ops->run_ahead;
         while (n_open(&open) > at_most) {
             if (finish_step(r, plan, m, &open, &watch, last, err)) return -1;

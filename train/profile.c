@@ -134,6 +134,10 @@ static int fetch(backend *b, void *host, size_t bytes, error *err) {
     return result ? result : sync_both(b, err);
 }
 
+static void range_begin(backend *b, const char *name, int64_t number) { of(b)->real->range_begin(of(b)->backend, name, number); }
+
+static void range_end(backend *b) { of(b)->real->range_end(of(b)->backend); }
+
 static size_t scratch_bytes(backend *b, const op_limits *limits) { return of(b)->real->scratch_bytes(of(b)->backend, limits); }
 
 static void set_scratch(backend *b, void *memory, size_t bytes) { of(b)->real->set_scratch(of(b)->backend, memory, bytes); }
@@ -329,6 +333,8 @@ static ops table_like(const ops *real) {
         .sync = sync_both,
         .post = post,
         .fetch = fetch,
+        .range_begin = range_begin,
+        .range_end = range_end,
         .scratch_bytes = scratch_bytes,
         .set_scratch = set_scratch,
         .connect = connect_ranks,

@@ -64,7 +64,7 @@ typedef struct ops {
     /* Bytes that each of local_size ranks of this machine may count on. */
     size_t (*memory_available)(backend *b, int local_size);
     size_t (*memory_used)(backend *b);                    /* bytes: resident in this process (cpu), taken of the device (cuda) */
-    void *(*alloc)(backend *b, size_t bytes, error *err); /* aligned to 256 bytes, not cleared */
+    void *(*alloc)(backend *b, size_t bytes, error *err); /* aligned to 256 bytes, cleared */
     void (*free)(backend *b, void *memory);
     void (*copy_in)(backend *b, void *device, const void *host, size_t bytes);
     void (*copy_out)(backend *b, void *host, const void *device, size_t bytes); /* waits for the work before it */

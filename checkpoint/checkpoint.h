@@ -82,15 +82,34 @@ int checkpoint_n_tensors(const checkpoint *c);
 const checkpoint_tensor *checkpoint_tensor_at(const checkpoint *c, int i); /* n_parts 0 */
 uint32_t checkpoint_crc_at(const checkpoint *c, int i);
 
-/* Reads t->parts of dataset t->path into their memory, converted to t->type. Shape and presence are checked. */
-int checkpoint_read(checkpoint *c, const checkpoint_tensor *t, error *err);
+/* A result beside 0 and -1: elements in the file are not those that were written. The reason is in *err, with STATUS_INPUT. */
+enum { CHECKPOINT_DAMAGED = 1 };
+
+/* Reads the parts of n tensors into their memory, converted to the tensors' types, by all threads. Names and shapes are checked
+ * before. What is read is summed: a tensor read whole, in one part, must have its checksum (else CHECKPOINT_DAMAGED, the memory
+ * overwritten); sums of parts are kept for checkpoint_check. */
+int checkpoint_read(checkpoint *c, const checkpoint_tensor *tensors, int n, error *err);
+
+/* Collective, after each rank has read its parts of the same file: has every element of the file the checksum that it was written
+ * with? Tensors whose parts, over all ranks, were every element once are known from that; those that a rank has not read, or not
+ * so, are read for it, shared by the ranks. 0, -1 or CHECKPOINT_DAMAGED on all ranks, as checkpoint_share has it. */
+int checkpoint_check(checkpoint *c, const ranks *r, error *err);
 
 /* Reads datasets i with i % of == part and compares their checksums; all with (0, 1). */
 int checkpoint_verify(checkpoint *c, int part, int of, error *err);
 
-/* Collective: the path of the newest file of DIR that opens and verifies, the work shared by the ranks; "" when there is none.
- * Damaged files are named on stderr by rank 0, with the reason, and passed over; one that only cannot be read (rights, memory) is
- * an error. Left-over temporary files are removed. */
-int checkpoint_newest(const char *dir, const ranks *r, char path[4096], error *err);
+/* Collective, ranks_share for three results: 0 when every rank comes with 0, -1 when one comes with -1, else CHECKPOINT_DAMAGED.
+ */
+int checkpoint_share(const ranks *r, int result, error *err);
+
+/* Takes what an open checkpoint holds. Called by all ranks, and returns the same on all: 0, -1, or CHECKPOINT_DAMAGED. */
+typedef int checkpoint_take(void *context, checkpoint *c, error *err);
+
+/* Collective: has the newest file of DIR taken that is not damaged: path is its name, "" when there is none. Those that do not
+ * open as they should, and those that `take` finds damaged, are named on stderr by rank 0, with the reason, and passed over; one
+ * that only cannot be read (rights, memory) is an error, and so is any other failure of `take`. Left-over temporary files are
+ * removed.
+ */
+int checkpoint_newest(const char *dir, const ranks *r, checkpoint_take *take, void *context, char path[4096], error *err);
 
 #endif

@@ -2,6 +2,7 @@
 #include "checkpoint/hdf5.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -131,21 +132,22 @@ int h5_get_int64(hid_t object, const char *name, int64_t *value) { return get(ob
 int h5_get_crc(hid_t object, const char *name, uint32_t *value) { return get(object, name, H5T_STD_U32LE, value); }
 
 /* The text of an attribute that is a string of fixed length. */
-static char *get_text(hid_t object, const char *name, hid_t type) {
+static char *get_text(hid_t object, const char *name, hid_t type, h5_trouble *t) {
     if (H5Tget_class(type) != H5T_STRING || H5Tis_variable_str(type) != 0) return NULL;
     char *text = calloc(H5Tget_size(type) + 1, 1);
+    if (!text) t->code = ENOMEM;
     if (text && get(object, name, type, text) >= 0) return text;
     free(text);
     return NULL;
 }
 
-char *h5_get_string(hid_t object, const char *name) {
+char *h5_get_string(hid_t object, const char *name, h5_trouble *t) {
     char *text = NULL;
     hid_t attribute = H5Aopen(object, name, H5P_DEFAULT), type = H5I_INVALID_HID;
     if (attribute < 0) return NULL;
     type = H5Aget_type(attribute);
     if (type >= 0) {
-        text = get_text(object, name, type);
+        text = get_text(object, name, type, t);
         H5Tclose(type);
     }
     H5Aclose(attribute);

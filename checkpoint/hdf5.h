@@ -39,12 +39,12 @@ bool h5_is_member(hid_t group, const char *name);
 
 /* Attributes: 64-bit integers, 32-bit checksums, and UTF-8 strings. A string has its own length, so that it lies in the object
  * header, under that one's checksum; one of variable length lies in a heap without, where damage hangs HDF5, and is not read
- * (NULL on failure; else freed by the caller). */
+ * (NULL on failure, with t->code ENOMEM where there is no memory for it; else freed by the caller). */
 int h5_put_int64(hid_t object, const char *name, int64_t value);
 int h5_put_crc(hid_t object, const char *name, uint32_t value);
 int h5_put_string(hid_t object, const char *name, const char *text);
 int h5_get_int64(hid_t object, const char *name, int64_t *value);
 int h5_get_crc(hid_t object, const char *name, uint32_t *value);
-char *h5_get_string(hid_t object, const char *name);
+char *h5_get_string(hid_t object, const char *name, h5_trouble *t);
 
 #endif

@@ -12,40 +12,44 @@ static int candidates(const char *dir, int64_t **steps, int *n, error *err) {
     return directory_clean(dir, err);
 }
 
-static int check(const char *path, const ranks *r, error *err) {
+/* All ranks. What only shows as the file is opened is damage as much as what `take` finds. */
+static int try_file(const char *path, const ranks *r, checkpoint_take *take, void *context, error *err) {
     checkpoint *c;
-    if (checkpoint_open(&c, path, err)) return -1;
-    int result = checkpoint_verify(c, r->rank, r->size, err);
+    int result = checkpoint_open(&c, path, err);
+    if (result && err->code == STATUS_INPUT) result = CHECKPOINT_DAMAGED;
+    result = checkpoint_share(r, result, err);
+    if (result == 0) result = take(context, c, err);
     checkpoint_close(c);
     return result;
 }
 
-/* All ranks: 1 if the file is good, 0 if it is damaged, -1 if it cannot be told (no right to read it, no memory). */
-static int judge(const char *path, const ranks *r, error *err) {
-    int result = check(path, r, err);
-    int64_t unknown = result != 0 && err->code != STATUS_INPUT;
-    ranks_max_int64(r, &unknown, 1);
-    if (ranks_share(r, result, err) == 0) return 1;
-    if (unknown) return -1;
+static void pass_over(const ranks *r, error *err) {
     error_prefix(err, "a checkpoint is passed over");
     if (r->rank == 0) ranks_warn(r, err);
+}
+
+/* All ranks: the name that rank 0 gives the file of a step. */
+static int name_file(char path[PATH_SIZE], const char *dir, int64_t step, const ranks *r, error *err) {
+    char temporary[PATH_SIZE];
+    if (ranks_share(r, r->rank == 0 ? directory_names(path, temporary, dir, step, err) : 0, err)) return -1;
+    ranks_broadcast(r, path, PATH_SIZE, 0);
     return 0;
 }
 
-int checkpoint_newest(const char *dir, const ranks *r, char path[4096], error *err) {
+int checkpoint_newest(const char *dir, const ranks *r, checkpoint_take *take, void *context, char path[4096], error *err) {
     int64_t *steps = NULL;
-    int n = 0, found = 0;
-    char temporary[PATH_SIZE];
-    int result = ranks_share(r, r->rank == 0 ? candidates(dir, &steps, &n, err) : 0, err);
+    int n = 0, result = ranks_share(r, r->rank == 0 ? candidates(dir, &steps, &n, err) : 0, err);
+    bool taken = false;
     ranks_broadcast(r, &n, sizeof n, 0);
-    for (int i = 0; result == 0 && found == 0 && i < n; i++) {
-        if (r->rank == 0) result = directory_names(path, temporary, dir, steps[i], err);
-        result = ranks_share(r, result, err);
-        if (result) break;
-        ranks_broadcast(r, path, PATH_SIZE, 0);
-        found = judge(path, r, err);
+    for (int i = 0; result == 0 && !taken && i < n; i++) {
+        result = name_file(path, dir, r->rank == 0 ? steps[i] : 0, r, err);
+        if (result == 0) result = try_file(path, r, take, context, err);
+        taken = result == 0;
+        if (result != CHECKPOINT_DAMAGED) continue;
+        pass_over(r, err);
+        result = 0;
     }
     free(steps);
-    if (found != 1) path[0] = '\0';
-    return result || found < 0 ? -1 : 0;
+    if (!taken) path[0] = '\0';
+    return result;
 }

@@ -170,24 +170,29 @@ static size_t memory_used(backend *b) {
     return process_memory();
 }
 
+/* Large memory is the kernel's, which clears a page as it is first touched: calloc knows, and clears it no second time. What
+ * calloc gave stands before the block. */
 static void *alloc_memory(backend *b, size_t bytes, error *err) {
     (void)b;
     if (bytes == 0) return NULL;
-    void *memory = NULL;
-    if (posix_memalign(&memory, bytes > HUGE_PAGE ? HUGE_PAGE : ALIGN, bytes)) {
+    size_t align = bytes > HUGE_PAGE ? HUGE_PAGE : ALIGN;
+    void **given = calloc(bytes + sizeof *given + align, 1);
+    if (given == NULL) {
         double installed = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGE_SIZE);
         error_set(err, STATUS_RESOURCE,
                   "the machine refused %.2f GiB of memory; it has %.2f GiB in all. Use smaller micro-batches.",
                   (double)bytes * 0x1p-30, installed * 0x1p-30);
         return NULL;
     }
+    void **memory = (void **)(((uintptr_t)(given + 1) + align - 1) / align * align);
+    memory[-1] = given;
     if (bytes > HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE); /* a wish: without it things are slower, not wrong */
     return memory;
 }
 
 static void free_memory(backend *b, void *memory) {
     (void)b;
-    free(memory);
+    if (memory) free(((void **)memory)[-1]);
 }
 
 static void copy_memory(backend *b, void *to, const void *from, size_t bytes) {

@@ -258,11 +258,13 @@ static size_t memory_used(backend *b) {
 }
 
 static void *alloc_memory(backend *b, size_t bytes, error *err) {
-    (void)b;
     void *memory = NULL;
     if (bytes == 0) return NULL;
     cudaError_t failed = cudaMalloc(&memory, bytes);
-    if (!failed) return memory;
+    if (!failed) {
+        cuda_check(b, "zero", cudaMemsetAsync(memory, 0, bytes, b->stream));
+        return memory;
+    }
     size_t free_bytes = 0, total = 0;
     cudaGetLastError();
     cudaMemGetInfo(&free_bytes, &total);

@@ -125,8 +125,6 @@ int model_open(model *m, const model_config *c, const model_options *o, const op
     void *scratch = arena_alloc(device, "scratch", scratch_bytes);
     if (device->base == NULL) return 0;
     op->set_scratch(b, scratch, scratch_bytes);
-    op->zero(b, m->params, flat * dtype_size(o->x));
-    if (m->grads) op->zero(b, m->grads, flat * sizeof(float));
     if (fill_rope_tables(m, err)) goto fail;
     return 0;
 fail:

@@ -97,3 +97,14 @@ def start(corpus, tmp_path):
 
 def newest(directory):
     return (Path(directory) / "latest").resolve()
+
+
+def flip_bit(path, dataset, where):
+    """One bit of a dataset's bytes, `where` between 0 and 1 of the way through them."""
+    with h5py.File(path) as f:
+        at, n = f[dataset].id.get_offset(), f[dataset].id.get_storage_size()
+    with open(path, "r+b") as f:
+        f.seek(at + int(where * (n - 1)))
+        byte = f.read(1)[0]
+        f.seek(-1, os.SEEK_CUR)
+        f.write(bytes([byte ^ 32]))

@@ -137,7 +137,7 @@ typedef struct network {
     model m;
 } network;
 
-/* Its parameters are zero. ways 0 means 1. */
+/* Parameters and gradients are zero, all else NaN until it is written. ways 0 means 1. */
 static inline void network_open(network *net, const model_config *c, model_options o) {
     error err = {0};
     model planned;
@@ -152,6 +152,8 @@ static inline void network_open(network *net, const model_config *c, model_optio
     memset(net->memory, 0xff, plan.peak);
     arena real = arena_on(net->memory, plan.peak);
     if (model_open(&net->m, c, &o, net->ops, net->backend, &real, &err)) fail_msg("%s", err.text);
+    net->ops->zero(net->backend, net->m.params, (size_t)net->m.registry.n_flat * dtype_size(o.x));
+    if (o.training) net->ops->zero(net->backend, net->m.grads, (size_t)net->m.registry.n_flat * sizeof(float));
     if (real.peak != plan.peak) fail_msg("the dry run asked for %zu bytes, the real one took %zu", plan.peak, real.peak);
 }
 

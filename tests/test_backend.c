@@ -30,7 +30,8 @@ static void threads_default_to_those_of_openmp(void **state) {
     testing_close(&t);
 }
 
-/* Memory is aligned; none is no memory and no error; too much is an error that tells how much. */
+/* Memory is aligned and cleared, also that of blocks before; none is no memory and no error; too much is an error that tells how
+ * much. */
 static void memory(void **state) {
     (void)state;
     testing t;
@@ -39,7 +40,9 @@ static void memory(void **state) {
     for (size_t bytes = 1; bytes < 10000000; bytes = bytes * 3 + 1) {
         char *block = t.ops->alloc(t.b, bytes, &err);
         assert_int_equal((uintptr_t)block % 256, 0);
-        block[0] = block[bytes - 1] = 1;
+        for (size_t i = 0; i < bytes; i++)
+            if (block[i]) fail_msg("byte %zu of %zu is %d", i, bytes, block[i]);
+        memset(block, 1, bytes);
         t.ops->free(t.b, block);
     }
     assert_null(t.ops->alloc(t.b, 0, &err));

@@ -99,8 +99,13 @@ static checkpoint_tensor cut_for(int t, int ways, int rank) {
     return tensor;
 }
 
-static void free_parts(checkpoint_tensor *t) {
+static void free_data(checkpoint_tensor *t) {
     for (int i = 0; i < t->n_parts; i++) free(t->parts[i].data);
+    t->n_parts = 0;
+}
+
+static void free_parts(checkpoint_tensor *t) {
+    free_data(t);
     free(t->parts);
 }
 
@@ -112,7 +117,7 @@ static void fill_parts(checkpoint_tensor *tensor, int64_t step, int t) {
 }
 
 /* The number of wrong elements (and broken guards) in what was read as tensor->type from a file that holds `stored`. */
-static int64_t wrong_elements(const checkpoint_tensor *tensor, int64_t step, int t) {
+static int64_t wrong_elements_of(const checkpoint_tensor *tensor, int64_t step, int t, dtype stored) {
     static const unsigned char guard[GUARD] = {0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5,
                                                0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5};
     size_t item = dtype_size(tensor->type);
@@ -122,12 +127,16 @@ static int64_t wrong_elements(const checkpoint_tensor *tensor, int64_t step, int
         for (int64_t i = 0; i < part->count; i++) {
             unsigned char expected[4];
             float v = value(step, t, part->first + i);
-            put_value(expected, tensor->type, specs[t].type == DTYPE_BF16 ? bf16_to_float(bf16_from_float(v)) : v);
+            put_value(expected, tensor->type, stored == DTYPE_BF16 ? bf16_to_float(bf16_from_float(v)) : v);
             wrong += memcmp((char *)part->data + (size_t)i * item, expected, item) != 0;
         }
         wrong += memcmp((char *)part->data + (size_t)part->count * item, guard, GUARD) != 0;
     }
     return wrong;
+}
+
+static int64_t wrong_elements(const checkpoint_tensor *tensor, int64_t step, int t) {
+    return wrong_elements_of(tensor, step, t, specs[t].type);
 }
 
 static checkpoint_info make_info(int64_t step) {
@@ -181,12 +190,18 @@ static int64_t read_cut(checkpoint *c, int64_t step, int ways, int rank, dtype t
             memset(tensor.parts[p].data, 0xa5, (size_t)tensor.parts[p].count * 4 + GUARD);
         }
         tensor.type = type;
-        int result = checkpoint_read(c, &tensor, err);
+        int result = checkpoint_read(c, &tensor, 1, err);
         if (result == 0) wrong += wrong_elements(&tensor, step, t);
         free_parts(&tensor);
         if (result) return -1;
     }
     return wrong;
+}
+
+/* A checkpoint_take that reads nothing for itself. */
+static int verify_all(void *context, checkpoint *c, error *err) {
+    (void)context;
+    return checkpoint_check(c, &r, err);
 }
 
 static void directory_for(char dir[4096], const char *name) { snprintf(dir, 4096, "%.3000s/%s", scratch, name); }
@@ -267,7 +282,7 @@ static void ranges_that_overlap_are_read(void **state) {
     t.parts = parts;
     const int64_t ranges[6][2] = {{0, 481}, {5, 3}, {5, 8}, {5, 60}, {12, 2}, {480, 1}};
     for (int i = 0; i < 6; i++) add_part(&t, ranges[i][0], ranges[i][1]);
-    assert_ok(checkpoint_read(c, &t, &err));
+    assert_ok(checkpoint_read(c, &t, 1, &err));
     assert_int_equal(wrong_elements(&t, 1, 0), 0);
     for (int i = 0; i < 6; i++) free(parts[i].data);
     checkpoint_close(c);
@@ -331,7 +346,7 @@ static void large_tensors_take_several_calls(void **state) {
         assert_ok(checkpoint_open(&c, path, &err));
         assert_ok(checkpoint_verify(c, 0, 1, &err));
         for (int p = 0; p < t.n_parts; p++) memset(t.parts[p].data, 0, (size_t)t.parts[p].count * 4);
-        assert_ok(checkpoint_read(c, &t, &err));
+        assert_ok(checkpoint_read(c, &t, 1, &err));
         int64_t wrong = 0;
         for (int p = 0; p < t.n_parts; p++)
             for (int64_t i = 0; i < t.parts[p].count; i++)
@@ -395,7 +410,7 @@ static void left_overs_are_removed_and_nothing_else(void **state) {
         if (again)
             assert_ok(write_step(dir, 0, 2, path, &err));
         else
-            assert_ok(checkpoint_newest(dir, &r, path, &err));
+            assert_ok(checkpoint_newest(dir, &r, verify_all, NULL, path, &err));
         for (int i = 0; i < N_NAMES; i++) assert_int_equal(is_there(dir, names[i]), i >= N_REMOVED);
         ranks_barrier(&r);
     }
@@ -406,11 +421,11 @@ static void the_newest_good_file_is_found(void **state) {
     char dir[4096], path[4096], newest[4096], first[4096];
     error err;
     directory_for(dir, "newest");
-    assert_ok(checkpoint_newest(dir, &r, newest, &err)); /* no directory yet */
+    assert_ok(checkpoint_newest(dir, &r, verify_all, NULL, newest, &err)); /* no directory yet */
     assert_string_equal(newest, "");
     assert_ok(write_step(dir, 0, 1, first, &err));
     assert_ok(write_step(dir, 0, 2, path, &err));
-    assert_ok(checkpoint_newest(dir, &r, newest, &err));
+    assert_ok(checkpoint_newest(dir, &r, verify_all, NULL, newest, &err));
     assert_string_equal(newest, path);
     ranks_barrier(&r);
     checkpoint *c;
@@ -421,7 +436,7 @@ static void the_newest_good_file_is_found(void **state) {
     if (r.rank == 0) assert_int_equal(truncate(path, 5000), 0);
     ranks_barrier(&r);
     assert_int_equal(checkpoint_open(&c, path, &err), -1);
-    assert_ok(checkpoint_newest(dir, &r, newest, &err));
+    assert_ok(checkpoint_newest(dir, &r, verify_all, NULL, newest, &err));
     assert_non_null(strstr(newest, "step_0000000002.h5"));
 }
 
@@ -443,13 +458,13 @@ static void a_tensor_that_is_missing_or_of_another_shape_is_named(void **state) 
     checkpoint *c = open_one("shape", &err);
     checkpoint_tensor t = describe(0);
     t.shape[1] = 14;
-    assert_int_equal(checkpoint_read(c, &t, &err), -1);
+    assert_int_equal(checkpoint_read(c, &t, 1, &err), -1);
     assert_message(&err, STATUS_INPUT, "step_0000000001.h5: params/model.embed_tokens.weight is [37, 13]", "needs [37, 14]");
     t.n_axes = 1;
-    assert_int_equal(checkpoint_read(c, &t, &err), -1);
+    assert_int_equal(checkpoint_read(c, &t, 1, &err), -1);
     assert_message(&err, STATUS_INPUT, "is [37, 13]", "needs [37]");
     snprintf(t.path, sizeof t.path, "params/model.layers.9.mlp.up_proj.weight");
-    assert_int_equal(checkpoint_read(c, &t, &err), -1);
+    assert_int_equal(checkpoint_read(c, &t, 1, &err), -1);
     assert_message(&err, STATUS_INPUT, "step_0000000001.h5: has no params/model.layers.9.mlp.up_proj.weight", "config");
     checkpoint_close(c);
 }
@@ -514,16 +529,22 @@ static void other_files_are_refused_with_the_reason(void **state) {
     assert_refused(other, "is not an HDF5 file", "step_*.h5");
 }
 
+/* Where element 0 of a tensor is in a file, by HDF5. */
+static off_t place_of(const char *path, const char *tensor) {
+    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT), id = H5Dopen2(file, tensor, H5P_DEFAULT);
+    off_t at = (off_t)H5Dget_offset(id);
+    H5Dclose(id);
+    H5Fclose(file);
+    return at;
+}
+
 static void damage_in_a_tensor_is_found_and_named(void **state) {
     (void)state;
     char path[4096];
     error err;
     checkpoint *c = open_one("damage", &err);
     snprintf(path, sizeof path, "%s", checkpoint_path(c));
-    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT), id = H5Dopen2(file, specs[3].path, H5P_DEFAULT);
-    off_t at = (off_t)H5Dget_offset(id) + 100001;
-    H5Dclose(id);
-    H5Fclose(file);
+    off_t at = place_of(path, specs[3].path) + 100001;
     checkpoint_close(c);
     ranks_barrier(&r);
     if (r.rank == 0) overwrite(path, at, "!", 1);
@@ -533,9 +554,179 @@ static void damage_in_a_tensor_is_found_and_named(void **state) {
     for (int part = 0; part < 4; part++)
         if (checkpoint_verify(c, part, 4, &err)) bad = part;
     assert_int_equal(bad, 3 % 4);
-    assert_int_equal(checkpoint_verify(c, 0, 1, &err), -1);
+    assert_int_equal(checkpoint_verify(c, 0, 1, &err), CHECKPOINT_DAMAGED);
     assert_message(&err, STATUS_INPUT, "params/model.layers.1.mlp.up_proj.weight is damaged", "CRC-32");
     checkpoint_close(c);
+}
+
+/* All ranks: another byte at a place of the file, or the one that was there. */
+static void flip(const char *path, off_t at) {
+    ranks_barrier(&r);
+    if (r.rank == 0) {
+        unsigned char byte;
+        int fd = open(path, O_RDWR);
+        assert_int_equal(pread(fd, &byte, 1, at), 1);
+        byte ^= 16;
+        assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+        close(fd);
+    }
+    ranks_barrier(&r);
+}
+
+/* Opens the file, reads what rank `rank` of `ways` has of each tensor, and checks what all ranks read. flipped_between: a place
+ * that is damaged between the two, 0: none. */
+static int read_and_check(const char *path, int ways, int rank, off_t flipped_between, error *err) {
+    checkpoint *c;
+    if (checkpoint_open(&c, path, err)) fail_msg("%s", err->text);
+    int64_t wrong = read_cut(c, 1, ways, rank, DTYPE_F32, err);
+    if (flipped_between) flip(path, flipped_between);
+    int result = checkpoint_share(&r, wrong < 0 ? CHECKPOINT_DAMAGED : 0, err);
+    if (result == 0) result = checkpoint_check(c, &r, err);
+    if (flipped_between) flip(path, flipped_between);
+    checkpoint_close(c);
+    return result;
+}
+
+/* Damage in any tensor is found as its parts are read, by whichever ranks, and all ranks are told of which. */
+static void damage_is_found_in_what_the_ranks_read(void **state) {
+    (void)state;
+    error err;
+    char path[4096];
+    checkpoint *c = open_one("parts", &err);
+    snprintf(path, sizeof path, "%s", checkpoint_path(c));
+    checkpoint_close(c);
+    assert_ok(read_and_check(path, r.size, r.rank, 0, &err));
+    for (int t = 0; t < N_SPECS; t++) {
+        off_t at = place_of(path, specs[t].path) + (off_t)(count_of(t) * (int64_t)dtype_size(specs[t].type)) - 1;
+        flip(path, at);
+        assert_int_equal(read_and_check(path, r.size, r.rank, 0, &err), CHECKPOINT_DAMAGED);
+        if (!strstr(err.text, specs[t].path) || !strstr(err.text, "damaged")) fail_msg("%s: %s", specs[t].path, err.text);
+        flip(path, at);
+    }
+    assert_ok(read_and_check(path, r.size, r.rank, 0, &err));
+}
+
+/* What has been summed as it was read is not read again: damage that comes afterwards does not matter. */
+static void nothing_is_read_twice(void **state) {
+    (void)state;
+    error err;
+    char path[4096];
+    checkpoint *c = open_one("twice", &err);
+    snprintf(path, sizeof path, "%s", checkpoint_path(c));
+    checkpoint_close(c);
+    for (int t = 0; t < N_SPECS; t++) assert_ok(read_and_check(path, r.size, r.rank, place_of(path, specs[t].path), &err));
+}
+
+/* Parts that leave gaps, or that two ranks read: what is not known from them is read for the check. */
+static void what_no_rank_reads_is_checked_too(void **state) {
+    (void)state;
+    error err;
+    char path[4096];
+    checkpoint *c = open_one("gaps", &err);
+    snprintf(path, sizeof path, "%s", checkpoint_path(c));
+    checkpoint_close(c);
+    for (int alike = 0; alike < 2;
+         alike++) { /* all ranks read the first of three shares; or each one of one more than they are */
+        int ways = alike ? 3 : r.size + 1, rank = alike ? 0 : r.rank;
+        assert_ok(read_and_check(path, ways, rank, 0, &err));
+        for (int t = 0; t < N_SPECS; t++) {
+            off_t at = place_of(path, specs[t].path) + (off_t)(count_of(t) * (int64_t)dtype_size(specs[t].type) / 2);
+            flip(path, at);
+            assert_int_equal(read_and_check(path, ways, rank, 0, &err), CHECKPOINT_DAMAGED);
+            if (!strstr(err.text, specs[t].path)) fail_msg("%s: %s", specs[t].path, err.text);
+            flip(path, at);
+        }
+    }
+}
+
+/* A tensor that is read whole needs no other rank to be known as damaged, in either dtype. */
+static void damage_in_a_whole_tensor_is_found_by_who_reads_it(void **state) {
+    (void)state;
+    error err;
+    char path[4096];
+    checkpoint *c = open_one("whole", &err);
+    snprintf(path, sizeof path, "%s", checkpoint_path(c));
+    checkpoint_close(c);
+    off_t places[N_SPECS];
+    for (int t = 0; t < N_SPECS; t++) places[t] = place_of(path, specs[t].path);
+    assert_ok(checkpoint_open(&c, path, &err));
+    checkpoint_part part;
+    for (int t = 0; t < N_SPECS; t++)
+        for (int type = DTYPE_F32; type <= DTYPE_BF16; type++)
+            for (int damage = 0; damage < 2; damage++) {
+                checkpoint_tensor tensor = describe(t);
+                tensor.type = (dtype)type;
+                tensor.parts = &part;
+                add_part(&tensor, 0, count_of(t));
+                if (damage) flip(path, places[t]);
+                int result = checkpoint_read(c, &tensor, 1, &err);
+                if (result != (damage ? CHECKPOINT_DAMAGED : 0))
+                    fail_msg("%s: %d: %s", tensor.path, result, result ? err.text : "");
+                if (damage) assert_message(&err, STATUS_INPUT, tensor.path, "damaged");
+                if (damage) flip(path, places[t]);
+                free(part.data);
+            }
+    checkpoint_close(c);
+}
+
+/* ---- a device whose memory the host sees, but only copies into ---- */
+
+static int64_t n_copied;
+
+static void copy_to_device(backend *b, void *device, const void *host, size_t bytes) {
+    (void)b;
+    n_copied += (int64_t)bytes;
+    memcpy(device, host, bytes);
+}
+
+/* More pieces than the places where they wait for their copy, in the file's dtype and in the other, and small tensors. */
+static void a_device_gets_what_was_summed(void **state) {
+    (void)state;
+    enum { N = 33 << 20, PIECES = 3, FEW = 1000 };
+    static const ops table = {.copy_in = copy_to_device};
+    const checkpoint_memory memory = {&table, NULL};
+    char dir[4096], path[4096];
+    error err;
+    checkpoint *c;
+    directory_for(dir, "device");
+    checkpoint_info info = make_info(1);
+    checkpoint_part parts[2][PIECES];
+    checkpoint_tensor tensors[2] = {{.path = "params/few", .shape = {FEW}}, {.path = "params/many", .shape = {N}}};
+    for (int type = DTYPE_F32; type <= DTYPE_BF16; type++)
+        for (int t = 0; t < 2; t++) {
+            tensors[t].type = DTYPE_BF16;
+            tensors[t].n_axes = 1;
+            tensors[t].n_parts = 0;
+            tensors[t].memory = NULL;
+            tensors[t].parts = parts[t];
+            if (r.rank == 0) add_part(&tensors[t], 0, tensors[t].shape[0]);
+            fill_parts(&tensors[t], 1, t);
+            if (t == 0) continue;
+            assert_ok(checkpoint_write(dir, 1, &info, tensors, 2, &r, path, &err));
+            for (int i = 0; i < 2; i++) free_data(&tensors[i]);
+            ranks_barrier(&r);
+            if (r.rank != 0) continue;
+            assert_ok(checkpoint_open(&c, path, &err));
+            int64_t bytes = 0;
+            for (int i = 0; i < 2; i++) {
+                tensors[i].type = (dtype)type;
+                tensors[i].memory = &memory;
+                for (int64_t p = 0, n = tensors[i].shape[0]; p < PIECES; p++)
+                    add_part(&tensors[i], n * p / PIECES, n * (p + 1) / PIECES - n * p / PIECES);
+                bytes += tensors[i].shape[0] * (int64_t)dtype_size(tensors[i].type);
+            }
+            n_copied = 0;
+            assert_ok(checkpoint_read(c, tensors, 2, &err));
+            assert_int_equal(n_copied, bytes);
+            ranks alone = {.size = 1, .local_size = 1};
+            assert_ok(checkpoint_check(c, &alone, &err));
+            for (int i = 0; i < 2; i++) {
+                assert_int_equal(wrong_elements_of(&tensors[i], 1, i, DTYPE_BF16), 0);
+                free_data(&tensors[i]);
+            }
+            checkpoint_close(c);
+        }
+    free(info.train);
 }
 
 /* Puts a dataset of f32 that is made as `properties` say in the place of one, checksum included. */
@@ -663,7 +854,7 @@ static void a_write_that_fails_leaves_earlier_files(void **state) {
     assert_message(&err, r.rank == 0 ? STATUS_RESOURCE : STATUS_RANK, "step_0000000002.h5", "File too large");
     assert_false(is_there(dir, "step_0000000002.h5"));
     assert_false(is_there(dir, "step_0000000002.h5.tmp"));
-    assert_ok(checkpoint_newest(dir, &r, newest, &err));
+    assert_ok(checkpoint_newest(dir, &r, verify_all, NULL, newest, &err));
     assert_string_equal(newest, path);
 }
 
@@ -678,7 +869,7 @@ static int do_one(int argc, char **argv) {
     int result = ranks_watch(&r, HANG_SECONDS, "Resume from the checkpoint before.", &err);
     if (result) ranks_abort(&r, &err);
     if (strcmp(what, "write") == 0) result = write_step(name, 0, number, path, &err);
-    if (strcmp(what, "newest") == 0) result = checkpoint_newest(name, &r, path, &err);
+    if (strcmp(what, "newest") == 0) result = checkpoint_newest(name, &r, verify_all, NULL, path, &err);
     for (int64_t step = number; strcmp(what, "loop") == 0 && result == 0; step++) result = write_step(name, 3, step, path, &err);
     if (strcmp(what, "read") == 0) {
         result = checkpoint_open(&c, name, &err);
@@ -728,6 +919,11 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_tensor_that_is_missing_or_of_another_shape_is_named),
         cmocka_unit_test(other_files_are_refused_with_the_reason),
         cmocka_unit_test(damage_in_a_tensor_is_found_and_named),
+        cmocka_unit_test(damage_is_found_in_what_the_ranks_read),
+        cmocka_unit_test(nothing_is_read_twice),
+        cmocka_unit_test(what_no_rank_reads_is_checked_too),
+        cmocka_unit_test(damage_in_a_whole_tensor_is_found_by_who_reads_it),
+        cmocka_unit_test(a_device_gets_what_was_summed),
         cmocka_unit_test(only_what_lies_whole_in_the_file_is_read),
         cmocka_unit_test(damage_anywhere_in_a_file_of_many_tensors_is_found_or_harmless),
         cmocka_unit_test(a_directory_that_cannot_be_written_is_named),

@@ -4,12 +4,13 @@ On machines without a GPU it runs on the emulated one (tests/emu), in random ord
 on a real one: MOBILELLM_CUDA names the program then."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import conftest
 import pytest
-from conftest import ENV, ROOT, losses, newest, run_json, same_bits
+from conftest import ENV, ROOT, flip_bit, losses, newest, run_json, same_bits
 
 PROGRAM = Path(os.environ.get("MOBILELLM_CUDA") or conftest.BUILD / "emu" / "mobilellm").absolute()
 GPUS = int(os.environ.get("MOBILELLM_GPUS", 8))  # of a machine that is not emulated
@@ -93,6 +94,32 @@ def test_a_checkpoint_goes_from_one_backend_to_the_other_and_back(start):
     run_cuda(arguments, "train.stop_after=4", "--resume")
     run_cpu(arguments, "--resume")
     assert worst(losses(both), losses(whole)) <= 1e-4
+
+
+def test_damage_is_found_on_its_way_into_the_device(start):
+    """A bit of each kind of dataset of a bf16 run, as two ranks read it: the run goes on from the file before. And of one that an f32
+    run does not read: its parameters are the master weights."""
+    gpus(2)
+    first, arguments = start("first", dtype="bf16", checkpoint__every=1, **SHORT)
+    run_cuda(arguments, "train.stop_after=3", ranks=2)
+    expected, arguments = start("expected", dtype="bf16", **SHORT)
+    shutil.copytree(first, expected, symlinks=True)
+    (expected / "step_0000000003.h5").unlink()
+    run_cuda(arguments, "train.stop_after=4", "--resume", ranks=2)
+    tensor = "model.embed_tokens.weight"
+    for kind in ("params", "optimizer/master", "optimizer/m", "optimizer/v"):
+        damaged, arguments = start(kind.replace("/", "-"), dtype="bf16", **SHORT)
+        shutil.copytree(first, damaged, symlinks=True)
+        flip_bit(damaged / "step_0000000003.h5", f"{kind}/{tensor}", 0.9)
+        _, err = run_cuda(arguments, "train.stop_after=4", "--resume", ranks=2)
+        assert err.count("passed over") == 1 and f"{kind}/{tensor} is damaged" in err, err
+        assert same_bits(newest(expected), newest(damaged)), kind
+        assert losses(expected) == losses(damaged), kind
+    other, arguments = start("other", **SHORT)
+    shutil.copytree(first, other, symlinks=True)
+    flip_bit(other / "step_0000000003.h5", f"params/{tensor}", 0.9)
+    _, err = run_cpu(arguments, "train.stop_after=4", "--resume", ranks=2)
+    assert err.count("passed over") == 1 and f"params/{tensor} is damaged" in err, err
 
 
 def test_evaluation_is_that_of_the_cpu(start, corpus):

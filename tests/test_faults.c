@@ -167,7 +167,7 @@ static int keeps_state(error *err) {
         result = run_init(&r, err);
         r.progress.tokenizer_hash = __real_strdup("");
         if (result == 0) result = run_save(&r, saved, err);
-        if (result == 0) result = run_restore(&r, saved, err);
+        if (result == 0) result = run_resume(&r, saved, err);
         run_close(&r);
     }
     run_config_free(&c);

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ import zlib
 import h5py
 import numpy as np
 import pytest
-from conftest import ENV, ROOT, command, losses, newest, run, run_json, same_bits, tensors
+from conftest import ENV, ROOT, command, flip_bit, losses, newest, run, run_json, same_bits, tensors
 
 
 def relative(a, b):
@@ -179,6 +180,75 @@ def test_a_damaged_newest_checkpoint_is_passed_over(start):
     _, err = run(*arguments, "--resume")
     assert path.name in err
     assert same_bits(newest(whole), newest(damaged))
+
+
+@pytest.mark.parametrize("ranks", [0, 2, 3])
+def test_a_flipped_bit_is_found_on_resume_and_the_run_goes_on_from_before(start, ranks):
+    """In each kind of dataset of the newest file, then of the two newest: the bits and losses of a run that never had them."""
+    first, arguments = start("first", checkpoint__every=5)
+    run(*arguments, "train.stop_after=15")
+    expected = {}
+    for lost in (1, 2):
+        lacking, arguments = start(f"lacking{lost}")
+        shutil.copytree(first, lacking, symlinks=True)
+        for step in (15, 10)[:lost]:
+            (lacking / f"step_{step:010d}.h5").unlink()
+        run(*arguments, "--resume", ranks=ranks)
+        expected[lost] = lacking
+    embedding, last = "model.embed_tokens.weight", "model.norm.weight"
+    flips = {"params": (f"params/{embedding}", 0.5), "m": (f"optimizer/m/{last}", 0), "v": (f"optimizer/v/{embedding}", 1),
+             "history": ("history/train", 0.7)}
+    for kind, (dataset, where) in flips.items():
+        lost = 2 if kind == "v" else 1
+        damaged, arguments = start(f"damaged-{kind}")
+        shutil.copytree(first, damaged, symlinks=True)
+        files = [damaged / f"step_{step:010d}.h5" for step in (15, 10)[:lost]]
+        for path in files:
+            flip_bit(path, dataset, where)
+        out, err = run(*arguments, "--resume", ranks=ranks)
+        assert err.count("mobilellm: ") == lost and [err.count(path.name) for path in files] == [1] * lost, err
+        assert err.count(f"{dataset} is damaged") == lost, err
+        assert f"step {15 - 5 * lost}," in out
+        assert same_bits(newest(expected[lost]), newest(damaged)), kind
+        assert losses(expected[lost]) == losses(damaged), kind
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_run_whose_only_checkpoint_is_damaged_starts_anew(start, ranks):
+    """With nothing left of what was read from it."""
+    new, arguments = start("new")
+    run(*arguments, ranks=ranks)
+    damaged, arguments = start("damaged")
+    run(*arguments, "train.stop_after=10", ranks=ranks)
+    flip_bit(newest(damaged), "optimizer/v/model.norm.weight", 1)
+    _, err = run(*arguments, "--resume", ranks=ranks)
+    assert err.count("passed over") == 1, err
+    assert same_bits(newest(new), newest(damaged))
+    assert [losses(damaged)[step] for step in (1, 20)] == [losses(new)[step] for step in (1, 20)]
+
+
+def test_a_checkpoint_of_another_network_is_refused_whatever_came_before_it(start):
+    """It is not damaged: an older file is no way out."""
+    directory, arguments = start()
+    run(*arguments, "train.stop_after=5")
+    _, err = run(*arguments, "model.d_ffn=80", "--resume", status=3)
+    assert "passed over" not in err and "d_ffn" in err
+
+
+def test_weights_alone_need_no_optimizer_state(start, corpus):
+    """Neither eval nor a run from init.checkpoint reads m and v; damage in the parameters is found by both."""
+    first, arguments = start("first")
+    run(*arguments, "train.stop_after=5")
+    flip_bit(newest(first), "optimizer/m/model.norm.weight", 0)
+    second, new = start("second", init__checkpoint=first)
+    run("eval", first, "--data", corpus / "heldout")
+    run(*new, "train.stop_after=1")
+    flip_bit(newest(first), "params/model.norm.weight", 0)
+    third, new = start("third", init__checkpoint=first)
+    for command_line in (["eval", first, "--data", corpus / "heldout"], new):
+        for ranks in (0, 2):
+            _, err = run(*command_line, status=3, ranks=ranks)
+            assert err.count("params/model.norm.weight is damaged") == 1, err
 
 
 def test_resume_without_a_checkpoint_starts_anew(start):

@@ -177,8 +177,8 @@ static int claim_directory(const run_config *c, bool resume, int *lock, error *e
 /* Weights and position: from the newest checkpoint, or new. resumed: its path, or "". */
 static int start_state(run *r, const train_options *o, char resumed[4096], error *err) {
     resumed[0] = 0;
-    if (o->resume && checkpoint_newest(r->config.checkpoint.dir, r->ranks, resumed, err)) return -1;
-    return resumed[0] ? run_restore(r, resumed, err) : run_init(r, err);
+    if (o->resume && run_resume(r, resumed, err)) return -1;
+    return resumed[0] ? 0 : run_init(r, err);
 }
 
 static int open_loader(run *r, error *err) {

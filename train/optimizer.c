@@ -17,11 +17,16 @@ int optimizer_open(optimizer *o, model *m, const ranks *r, arena *device, error 
     o->n_pieces = registry_pieces(&m->registry, r->rank, &o->pieces);
     o->gathered = calloc((size_t)m->config.n_layers + 2, sizeof *o->gathered);
     if (o->n_pieces < 0 || !o->gathered) return error_set(err, STATUS_RESOURCE, "no memory for the optimizer's list of tensors");
-    m->ops->zero(m->backend, o->m, bytes);
-    m->ops->zero(m->backend, o->v, bytes);
-    m->ops->zero(m->backend, o->report, sizeof *o->report);
-    if (o->master) m->ops->zero(m->backend, o->master, bytes);
     return 0;
+}
+
+void optimizer_clear(optimizer *o) {
+    const model *m = o->model;
+    for (int i = 0; i < o->n_pieces; i++) {
+        const piece *p = &o->pieces[i];
+        m->ops->zero(m->backend, o->m + p->shard, (size_t)p->count * sizeof *o->m);
+        m->ops->zero(m->backend, o->v + p->shard, (size_t)p->count * sizeof *o->v);
+    }
 }
 
 void optimizer_close(optimizer *o) {

@@ -30,9 +30,12 @@ typedef struct optimizer {
     int64_t t;         /* steps taken, skipped ones not counted, as far as reports were read */
 } optimizer;
 
-/* On a dry arena only the memory is counted. m and v are zero; master is not set. */
+/* On a dry arena only the memory is counted. The arena's memory is cleared (ops->alloc): m and v are zero; master is not set. */
 int optimizer_open(optimizer *o, model *m, const ranks *r, arena *device, error *err);
 void optimizer_close(optimizer *o);
+
+/* m and v are zero again. */
+void optimizer_clear(optimizer *o);
 
 /* Sums the gradients of a group over the ranks: what model_hooks.gradients_final calls in the last micro-batch of a step. */
 void optimizer_reduce_group(void *optimizer, int group);

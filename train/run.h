@@ -49,14 +49,15 @@ int run_plan_make(run_plan *plan, const run_config *c, const ranks *world, int t
 int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, const ops *op, bool profiled, error *err);
 void run_close(run *r);
 
-/* Random weights, or those of init.checkpoint. */
+/* Random weights, or those of init.checkpoint; m and v are zero. */
 int run_init(run *r, error *err);
 
 /* Collective: writes a checkpoint of the run as it is. path: its name. */
 int run_save(run *r, char path[4096], error *err);
 
-/* Reads weights, optimizer state, counters and history of a checkpoint, whatever the ranks that wrote it. */
-int run_restore(run *r, const char *path, error *err);
+/* Collective: weights, optimizer state, counters and history of the newest checkpoint of checkpoint.dir that is not damaged, whatever
+ * the ranks that wrote it. path: its name, "" when there is none; then the state is not set. */
+int run_resume(run *r, char path[4096], error *err);
 
 int64_t run_steps(const run_config *c);
 

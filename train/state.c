@@ -126,33 +126,38 @@ static int copy_progress(checkpoint_info *to, const checkpoint_info *from, error
     return copy_history(&to->heldout, &to->n_heldout, from->heldout, from->n_heldout, err);
 }
 
-static int restore_from(run *r, checkpoint *c, error *err) {
-    if (check_model(r, c, err)) return -1;
+/* This rank's part of weights and optimizer state. What is damaged is told as by checkpoint_read. */
+static int read_state(run *r, checkpoint *c, error *err) {
     bool master_there = has_folder(c, "optimizer/master/"), master_here = r->optimizer.master != NULL;
+    if (check_model(r, c, err)) return -1;
     if (!has_folder(c, "optimizer/m/"))
         return error_set(
             err, STATUS_INPUT,
             "%s has no optimizer state to resume from: start a new run with init.checkpoint=%s and another checkpoint.dir",
             checkpoint_path(c), checkpoint_path(c));
-    if (checkpoint_read_params(c, &r->model, master_there && !master_here ? "optimizer/master" : "params", err)) return -1;
     state_tensors s;
+    int result = checkpoint_read_params(c, &r->model, master_there && !master_here ? "optimizer/master" : "params", err);
+    if (result) return result;
     if (state_collect(&s, r, false, master_here && master_there, err)) return -1;
-    int result = 0;
-    for (int i = 0; result == 0 && i < s.n; i++) result = checkpoint_read(c, &s.tensors[i], err);
+    result = checkpoint_read(c, s.tensors, s.n, err);
     state_free(&s);
-    if (result) return -1;
+    if (result) return result;
     if (master_here && !master_there) optimizer_master_from_params(&r->optimizer);
-    if (r->ops->sync(r->backend, err)) return -1;
-    optimizer_resume(&r->optimizer, checkpoint_about(c)->optimizer_step);
-    return copy_progress(&r->progress, checkpoint_about(c), err);
+    return r->ops->sync(r->backend, err);
 }
 
-int run_restore(run *r, const char *path, error *err) {
-    checkpoint *c;
-    if (checkpoint_open(&c, path, err)) return -1;
-    int result = restore_from(r, c, err);
-    checkpoint_close(c);
-    return result;
+/* A checkpoint_take. The run's state is overwritten by what turns out to be damaged too: by the next file's, or by run_init. */
+static int take_state(void *context, checkpoint *c, error *err) {
+    run *r = context;
+    int result = checkpoint_share(r->ranks, read_state(r, c, err), err);
+    if (result == 0) result = checkpoint_check(c, r->ranks, err);
+    if (result) return result;
+    optimizer_resume(&r->optimizer, checkpoint_about(c)->optimizer_step);
+    return checkpoint_share(r->ranks, copy_progress(&r->progress, checkpoint_about(c), err), err);
+}
+
+int run_resume(run *r, char path[4096], error *err) {
+    return checkpoint_newest(r->config.checkpoint.dir, r->ranks, take_state, r, path, err);
 }
 
 static int init_from_checkpoint(run *r, error *err) {
@@ -160,7 +165,6 @@ static int init_from_checkpoint(run *r, error *err) {
     char lineage[4200];
     if (checkpoint_open(&c, r->config.init.checkpoint, err)) return -1;
     int result = check_model(r, c, err);
-    if (result == 0) result = checkpoint_verify(c, r->ranks->rank, r->ranks->size, err);
     if (result == 0) result = checkpoint_read_params(c, &r->model, "params", err);
     snprintf(lineage, sizeof lineage, "weights of %s, step %lld (%s)", checkpoint_path(c), (long long)checkpoint_about(c)->step,
              checkpoint_about(c)->lineage);
@@ -171,6 +175,7 @@ static int init_from_checkpoint(run *r, error *err) {
 }
 
 int run_init(run *r, error *err) {
+    optimizer_clear(&r->optimizer);
     if (r->config.init.checkpoint) return init_from_checkpoint(r, err);
     char lineage[80];
     snprintf(lineage, sizeof lineage, "random, seed %lld", (long long)r->config.init.seed);

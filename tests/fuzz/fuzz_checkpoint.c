@@ -25,7 +25,7 @@ static void read_tensor(checkpoint *c, checkpoint_tensor t) {
         CHECK(part.data, "no memory");
         t.n_parts = 1;
         t.parts = &part;
-        if (checkpoint_read(c, &t, &err)) check_told(&err);
+        if (checkpoint_read(c, &t, 1, &err)) check_told(&err);
         free(part.data);
     }
 }

@@ -68,7 +68,7 @@ static int make_groups(hid_t file, const char *path, const dataset *sets, int n)
 }
 
 /* Contiguous, its space taken now, nothing written to it: all of it will be, by the ranks. */
-static int make_dataset(hid_t file, const dataset *d, const dataset *sets, int n) {
+static int make_dataset(hid_t file, dataset *d, const dataset *sets, int n) {
     hsize_t shape[2] = {(hsize_t)d->shape[0], d->n_axes == 2 ? (hsize_t)d->shape[1] : 1};
     hid_t type = d->is_history ? h5_history_type() : h5_type(d->type);
     hid_t space = H5Screate_simple(d->n_axes, shape, NULL), properties = H5Pcreate(H5P_DATASET_CREATE), id = -1;
@@ -79,6 +79,7 @@ static int make_dataset(hid_t file, const dataset *d, const dataset *sets, int n
         id = H5Dcreate2(file, d->path, type, space, H5P_DEFAULT, properties, H5P_DEFAULT);
     if (id >= 0) {
         result = h5_put_crc(id, FORMAT_CRC, d->crc);
+        if (dataset_count(d) > 0) d->at = (int64_t)H5Dget_offset(id);
         if (H5Dclose(id) < 0) result = -1;
     }
     if (properties >= 0) H5Pclose(properties);
@@ -183,7 +184,7 @@ static int no_memory(error *err, const char *path, int code, const char *reason)
 }
 
 /* The file, made in memory. Returns its descriptor; its name is already gone. A memfd has no name that HDF5 could open. */
-static int describe_file(const char *path, const checkpoint_info *info, const dataset *sets, int n, error *err) {
+static int describe_file(const char *path, const checkpoint_info *info, dataset *sets, int n, error *err) {
     char name[] = "/dev/shm/mobilellm-checkpoint-XXXXXX";
     h5_trouble trouble;
     int memory = mkstemp(name);
@@ -200,7 +201,7 @@ static int describe_file(const char *path, const checkpoint_info *info, const da
     return no_memory(err, path, trouble.code, trouble.text);
 }
 
-int layout_write(const char *path, const checkpoint_info *info, const dataset *sets, int n, error *err) {
+int layout_write(const char *path, const checkpoint_info *info, dataset *sets, int n, error *err) {
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0) return directory_error(err, path, errno);
     int result = check_space(fd, path, info, sets, n, err);

@@ -18,13 +18,14 @@ typedef struct dataset {
     const checkpoint_memory *memory; /* where they lie; NULL: the host's */
     int n_parts;
     uint32_t crc;  /* of the whole */
+    int64_t at;    /* its first byte in the file, where it has been laid out */
     int64_t calls; /* of H5Dwrite that it takes, the same on all ranks */
 } dataset;
 
 int64_t dataset_count(const dataset *d);
 
 /* Makes the file at `path` with everything in it (attributes, groups, datasets, their checksums) and all its space taken on the
- * disk, and waits until that is there. What is left to do is to write each dataset's elements. By one rank. */
-int layout_write(const char *path, const checkpoint_info *info, const dataset *sets, int n, error *err);
+ * disk, and waits until that is there. What is left to do is to write each dataset's elements, at set->at. By one rank. */
+int layout_write(const char *path, const checkpoint_info *info, dataset *sets, int n, error *err);
 
 #endif

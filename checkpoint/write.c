@@ -4,7 +4,8 @@
  * open it and all write their parts into it with collective calls. So whatever commonly fails (names, rights, a full disk) fails
  * on one rank before any other waits for it inside MPI-IO, and the structure of a file does not depend on how many ranks wrote
  * it. Bytes go from the rank that has them to the file: the calls are collective, but told not to exchange data between ranks
- * first, which for parts of this size would only gather them on a few.
+ * first, which for parts of this size would only gather them on a few. One rank alone needs neither, and writes by all its
+ * threads (direct.h).
  *
  * What fails later (a disk that breaks) leaves the other ranks inside MPI-IO, so it ends the run instead of returning. */
 #include <assert.h>
@@ -18,6 +19,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/crc.h"
+#include "checkpoint/direct.h"
 #include "checkpoint/directory.h"
 #include "checkpoint/format.h"
 #include "checkpoint/hdf5.h"
@@ -35,6 +37,7 @@ typedef struct writing {
     checkpoint_part histories[2];
     int64_t history_rows[2];
     void *staging; /* CHUNK_BYTES */
+    int fd;        /* of the temporary file, beside MPI-IO's */
     h5_trouble trouble;
 } writing;
 
@@ -163,27 +166,46 @@ static int make_file(const writing *w, const char *dir, error *err) {
     return layout_write(w->temporary, w->info, w->sets, w->n, err);
 }
 
-/* Opening the file by its name first says more about what is wrong than MPI-IO can. */
-static int can_open(const writing *w, error *err) {
-    int fd = open(w->temporary, O_RDWR | O_CLOEXEC);
-    if (fd < 0) return directory_error(err, w->temporary, errno);
-    close(fd);
-    return 0;
+/* One rank alone. */
+static int fill_alone(const writing *w, error *err) {
+    int n = 0;
+    for (int i = 0; i < w->n; i++) n += w->sets[i].n_parts;
+    direct_range *ranges = malloc((size_t)n * sizeof *ranges + 1), *next = ranges;
+    for (int i = 0; ranges && i < w->n; i++)
+        for (int p = 0; p < w->sets[i].n_parts; p++) {
+            const dataset *d = &w->sets[i];
+            const checkpoint_part *part = &d->parts[p];
+            int64_t item = (int64_t)d->item;
+            *next++ = (direct_range){d->at + part->first * item, part->count * item, part->data, d->memory};
+        }
+    int code = ranges ? direct_write(w->temporary, ranges, n) : ENOMEM;
+    free(ranges);
+    return code ? directory_error(err, w->temporary, code) : 0;
 }
+
+/* Opening the file by its name first says more about what is wrong than MPI-IO can. */
+static int open_by_name(writing *w, error *err) {
+    w->fd = open(w->temporary, O_RDWR | O_CLOEXEC);
+    return w->fd < 0 ? directory_error(err, w->temporary, errno) : 0;
+}
+
+/* Has the kernel begin to write what it was given, instead of when memory is full of it: the sync at the end then has little
+ * left. */
+static void begin_write_back(const writing *w) { sync_file_range(w->fd, 0, 0, SYNC_FILE_RANGE_WRITE); }
 
 static hid_t open_file(const writing *w) {
     hid_t access = H5Pcreate(H5P_FILE_ACCESS), file = -1;
     /* No sieve: what is written leaves HDF5 at once, and nothing is left that could fail in closing. */
-    int ready = access >= 0 && H5Pset_file_locking(access, 0, 1) >= 0 && H5Pset_sieve_buf_size(access, 0) >= 0;
-    if (ready && w->r->size > 1) ready = H5Pset_fapl_mpio(access, *(MPI_Comm *)w->r->comm, MPI_INFO_NULL) >= 0;
-    if (ready) file = H5Fopen(w->temporary, H5F_ACC_RDWR, access);
+    if (access >= 0 && H5Pset_file_locking(access, 0, 1) >= 0 && H5Pset_sieve_buf_size(access, 0) >= 0 &&
+        H5Pset_fapl_mpio(access, *(MPI_Comm *)w->r->comm, MPI_INFO_NULL) >= 0)
+        file = H5Fopen(w->temporary, H5F_ACC_RDWR, access);
     if (access >= 0) H5Pclose(access);
     return file;
 }
 
-static hid_t transfer_properties(const writing *w) {
+static hid_t transfer_properties(void) {
     hid_t properties = H5Pcreate(H5P_DATASET_XFER);
-    if (properties < 0 || w->r->size == 1) return properties;
+    if (properties < 0) return properties;
     if (H5Pset_dxpl_mpio(properties, H5FD_MPIO_COLLECTIVE) >= 0 &&
         H5Pset_dxpl_mpio_collective_opt(properties, H5FD_MPIO_INDIVIDUAL_IO) >= 0)
         return properties;
@@ -236,6 +258,7 @@ static int write_dataset(const writing *w, const dataset *d, hid_t id, hid_t pro
     for (int64_t call = 0; result >= 0 && call < d->calls; call++) {
         int64_t n = take(w, d, &at, space, &data);
         result = n < 0 ? -1 : write_chunk(id, type, space, n, data, properties);
+        begin_write_back(w);
     }
     if (space >= 0) H5Sclose(space);
     if (type >= 0) H5Tclose(type);
@@ -246,14 +269,13 @@ static int write_dataset(const writing *w, const dataset *d, hid_t id, hid_t pro
  */
 static int fail_together(const writing *w, error *err) {
     h5_error(w, err);
-    if (w->r->size == 1) return -1;
     if (unlink(w->temporary) != 0 && errno == ENOENT) err->code = STATUS_RANK;
     ranks_abort(w->r, err);
 }
 
 /* All ranks: their parts of all datasets into the open file. */
 static int write_parts(writing *w, hid_t file) {
-    hid_t properties = transfer_properties(w);
+    hid_t properties = transfer_properties();
     int result = properties < 0 ? -1 : 0;
     for (int i = 0; result >= 0 && i < w->n; i++) {
         hid_t id = H5Dopen2(file, w->sets[i].path, H5P_DEFAULT);
@@ -264,8 +286,8 @@ static int write_parts(writing *w, hid_t file) {
     return result;
 }
 
-static int fill(writing *w, error *err) {
-    if (ranks_share(w->r, can_open(w, err), err)) return -1;
+static int fill_together(writing *w, error *err) {
+    if (ranks_share(w->r, open_by_name(w, err), err)) return -1;
     h5_listen(&w->trouble);
     hid_t file = open_file(w);
     int result = file < 0 || write_parts(w, file) < 0 ? fail_together(w, err) : 0;
@@ -277,7 +299,7 @@ static int fill(writing *w, error *err) {
 static int write_all(writing *w, const char *dir, int keep, error *err) {
     if (sum_parts(w, err) || plan_calls(w, err)) return -1;
     if (ranks_share(w->r, w->r->rank == 0 ? make_file(w, dir, err) : 0, err)) return -1;
-    if (fill(w, err) || ranks_share(w->r, device_ok(w, err), err)) return -1;
+    if ((w->r->size == 1 ? fill_alone(w, err) : fill_together(w, err)) || ranks_share(w->r, device_ok(w, err), err)) return -1;
     if (ranks_share(w->r, directory_sync(w->temporary, err), err)) return -1;
     return ranks_share(w->r, w->r->rank == 0 ? directory_publish(dir, w->info->step, keep, err) : 0, err);
 }
@@ -289,6 +311,7 @@ int checkpoint_write(const char *dir, int keep, const checkpoint_info *info, con
     if (w) {
         w->info = info;
         w->r = r;
+        w->fd = -1;
         result = prepare(w, dir, tensors, n_tensors, err);
     }
     result = ranks_share(r, result, err);
@@ -299,6 +322,7 @@ int checkpoint_write(const char *dir, int keep, const checkpoint_info *info, con
         if (path) snprintf(path, PATH_SIZE, "%s", w->file);
     }
     if (w) {
+        if (w->fd >= 0) close(w->fd);
         free(w->sets);
         free(w->staging);
     }

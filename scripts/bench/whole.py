@@ -6,12 +6,14 @@
     checkpoint  writing one with optimizer state beside dd of the same file with fsync, and starting from it beside reading it by
                 dd: with all of the file in memory (warm) and, where we may drop the caches (root), with nothing of it (cold)
 
-A start is the time from the call to the log's line `resumed`: config, data, GEMM peak, every byte summed and
-every tensor read. dd gets the file that has just been written, which is still in memory.
+A start of train is the time from the call to the log's line `resumed`: config, data, GEMM peak, every tensor read and summed. One
+of eval is a whole run of it on one window of 16 tokens; it needs the parameters alone, and dd reads as much of the file. For
+writing, dd is given the file that has just been written, all of it in memory.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -144,27 +146,41 @@ def bench_write(options, directory, config):
         file, seconds = written(options.program, config)
         n_bytes = 3 * file.stat().st_size
         ours.append(seconds)
-        os.sync()
+        settle(file, cold=False)
         theirs.append(seconds_of(["dd", f"if={file}", f"of={copy}", "bs=16M", "conv=fsync", "status=none"]))
         copy.unlink()
     tell_speed(f"write {gib(file.stat().st_size)} GiB", file.stat().st_size, min(ours), min(theirs), "dd conv=fsync")
     return file
 
 
-def bench_checkpoint(options, directory):
-    print(f"checkpoint: of {options.model}, bf16, with optimizer state; the best of two, in turn")
-    config = write_config(directory, options.model, 1, 16, 1, 1, name="checkpoint")
-    file = bench_write(options, directory, config)
-    reads = {"resume": ([options.program, "train", config, "--resume"], "  resumed"),
-             "dd": (["dd", f"if={file}", "of=/dev/null", "bs=1M", "status=none"], None)}
+def parameter_bytes(program, file):
+    """How much of a checkpoint its parameters are: they come first."""
+    out = subprocess.run([str(program), "inspect", str(file), "--json"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    tensors = [t for t in json.loads(out)["tensors"] if t["path"].startswith("params/")]
+    return sum(math.prod(t["shape"]) * {"f32": 4, "bf16": 2}[t["dtype"]] for t in tensors)
+
+
+def bench_starts(options, directory, config, file):
+    """Each beside dd, in turn; the best of two."""
+    read = lambda n_bytes: (["dd", f"if={file}", "of=/dev/null", "bs=1M", f"count={-(-n_bytes >> 20)}", "status=none"], None)
+    window = ["--data", f"{directory}/random", "--max-tokens", "16", "--seq-len", "16", "--batch", "1"]
+    starts = {"train --resume": (file.stat().st_size, ([options.program, "train", config, "--resume"], "  resumed")),
+              "eval": (parameter_bytes(options.program, file), ([options.program, "eval", file, *window], None))}
     for cold in [True, False] if os.access("/proc/sys/vm/drop_caches", os.W_OK) else [False]:
-        best = dict.fromkeys(reads, 1e9)
-        for _ in range(2):
-            for name, (command, until) in reads.items():
-                settle(file, cold)
-                best[name] = min(best[name], seconds_of(command, until))
-        tell_speed(f"start of train --resume, {'cold' if cold else 'warm'}", file.stat().st_size, best["resume"], best["dd"],
-                   "dd of=/dev/null")
+        for name, (n_bytes, start) in starts.items():
+            ours, theirs = [], []
+            for _ in range(2):
+                for seconds, (command, until) in (ours, start), (theirs, read(n_bytes)):
+                    settle(file, cold)
+                    seconds.append(seconds_of(command, until))
+            tell_speed(f"start of {name}, {'cold' if cold else 'warm'}, {gib(n_bytes)} GiB", n_bytes, min(ours), min(theirs),
+                       "dd of=/dev/null")
+
+
+def bench_checkpoint(options, directory):
+    print(f"checkpoint: of {options.model}, {options.dtype}, with optimizer state; the best of two, in turn")
+    config = write_config(directory, options.model, 1, 16, 1, 1, options.dtype, name="checkpoint")
+    bench_starts(options, directory, config, bench_write(options, directory, config))
 
 
 PARTS = {"ranks": bench_ranks, "loader": bench_loader, "checkpoint": bench_checkpoint}
@@ -175,6 +191,7 @@ def main():
     parser.add_argument("parts", nargs="*", default=list(PARTS), help="of " + ", ".join(PARTS))
     parser.add_argument("--steps", type=int, default=4, help="measured steps of a run")
     parser.add_argument("--model", default="flash-350m", help="whose checkpoint is written and read")
+    parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="of the checkpoint")
     parser.add_argument("--program", default=ROOT / "build" / "mobilellm", type=Path)
     parser.add_argument("--slow-loader", default=ROOT / "build" / "bench" / "slow_loader", type=Path)
     parser.add_argument("--directory", help="where files go for the time being; the disk is measured")

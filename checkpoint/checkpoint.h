@@ -95,7 +95,7 @@ int checkpoint_read(checkpoint *c, const checkpoint_tensor *tensors, int n, erro
  * so, are read for it, shared by the ranks. 0, -1 or CHECKPOINT_DAMAGED on all ranks, as checkpoint_share has it. */
 int checkpoint_check(checkpoint *c, const ranks *r, error *err);
 
-/* Reads datasets i with i % of == part and compares their checksums; all with (0, 1). */
+/* Reads datasets i with i % of == part and compares their checksums; all with (0, 1). 0, -1 or CHECKPOINT_DAMAGED. */
 int checkpoint_verify(checkpoint *c, int part, int of, error *err);
 
 /* Collective, ranks_share for three results: 0 when every rank comes with 0, -1 when one comes with -1, else CHECKPOINT_DAMAGED.

@@ -74,7 +74,7 @@ int inspect_command(int argc, char **argv, const ranks *world, error *err) {
     if (n_rest != 1) return error_set(err, STATUS_USAGE, "inspect: which file? Usage: mobilellm inspect FILE");
     checkpoint *c;
     if (checkpoint_open(&c, argv[1], err)) return -1;
-    int result = verify ? checkpoint_verify(c, 0, 1, err) : 0;
+    int result = verify && checkpoint_verify(c, 0, 1, err) ? -1 : 0;
     if (result == 0 && json) print_json(c, verify);
     if (result == 0 && !json) print_text(c, verify);
     checkpoint_close(c);

@@ -7,7 +7,7 @@ import subprocess
 import h5py
 import numpy as np
 import pytest
-from conftest import BINARY, ENV, ROOT, newest, run, run_json, same_bits
+from conftest import BINARY, ENV, ROOT, flip_bit, newest, run, run_json, same_bits
 
 
 def refused(*args, says, status, **kwargs):
@@ -190,10 +190,13 @@ def test_bad_checkpoints(start, corpus, tmp_path):
     with h5py.File(tmp_path / "foreign.h5", "w") as f:
         f["x"] = [1, 2, 3]
     refused("eval", tmp_path / "foreign.h5", *data, says=["foreign.h5"], status=3)
-    flipped = bytearray(good)
-    flipped[len(good) // 2] ^= 16
-    (tmp_path / "flipped.h5").write_bytes(flipped)
-    refused("eval", tmp_path / "flipped.h5", *data, says=["flipped.h5"], status=3)
+    for name, dataset in [("weights.h5", "params/model.norm.weight"), ("state.h5", "optimizer/m/model.norm.weight")]:
+        (tmp_path / name).write_bytes(good)
+        flip_bit(tmp_path / name, dataset, 0.5)
+        refused("inspect", tmp_path / name, "--verify", says=[name, dataset], status=3)
+    refused("eval", tmp_path / "weights.h5", *data, says=["weights.h5", "params/model.norm.weight"], status=3)
+    refused("generate", tmp_path / "weights.h5", "--prompt", "a", says=["weights.h5"], status=3)
+    run("eval", tmp_path / "state.h5", *data)  # which it does not read
     refused(*arguments, "--resume", "model.d_ffn=96", says=["d_ffn", "96", "64"], status=3)
     refused(*arguments, says=["--resume", "checkpoint.dir"], status=2)
 

@@ -109,11 +109,12 @@ typedef struct ops {
                               const int32_t *tokens, /* (N), each in [0, V) */
                               const void *w,         /* (V,C) x */
                               dtype x, int64_t N, int C);
-    /* dw[tokens[n]] += dy[n], in the order of n */
+    /* dw[tokens[n] - first] += dy[n] for each token in [first, first + V), in the order of n; others add nothing. A backend may
+     * take the rows of a frequent token in parts of at least 1,024, and add these parts' sums in order. */
     void (*embedding_backward)(backend *b, float *dw, /* (V,C) += */
                                const void *dy,        /* (N,C) x */
                                const int32_t *tokens, /* (N) */
-                               dtype x, int64_t N, int C, int64_t V);
+                               dtype x, int64_t N, int C, int64_t first, int64_t V);
 
     /* ---- residual + RMSNorm [Zhang & Sennrich 2019, eq. 4] ---- */
 

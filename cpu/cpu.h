@@ -61,7 +61,8 @@ void *cpu_scratch(backend *b, size_t bytes);
 void cpu_add_partials(backend *b, float *dw, const float *partials, int64_t n_partials, int64_t stride, int n, bool accumulate);
 
 void cpu_embedding_forward(backend *b, void *y, const int32_t *tokens, const void *w, dtype x, int64_t N, int C);
-void cpu_embedding_backward(backend *b, float *dw, const void *dy, const int32_t *tokens, dtype x, int64_t N, int C, int64_t V);
+void cpu_embedding_backward(backend *b, float *dw, const void *dy, const int32_t *tokens, dtype x, int64_t N, int C,
+                            int64_t first, int64_t V);
 
 size_t cpu_rmsnorm_scratch(const op_limits *limits);
 void cpu_rmsnorm_forward(backend *b, void *y, float *rstd, void *h_out, const void *h, const void *delta, const void *w,

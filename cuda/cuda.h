@@ -114,7 +114,8 @@ void cuda_add_partials(backend *b, float *dw, const float *partials, int64_t n_p
 
 size_t cuda_embedding_scratch(const op_limits *limits);
 void cuda_embedding_forward(backend *b, void *y, const int32_t *tokens, const void *w, dtype x, int64_t N, int C);
-void cuda_embedding_backward(backend *b, float *dw, const void *dy, const int32_t *tokens, dtype x, int64_t N, int C, int64_t V);
+void cuda_embedding_backward(backend *b, float *dw, const void *dy, const int32_t *tokens, dtype x, int64_t N, int C,
+                             int64_t first, int64_t V);
 
 size_t cuda_rmsnorm_scratch(const op_limits *limits); /* C: up to 8,192 */
 void cuda_rmsnorm_forward(backend *b, void *y, float *rstd, void *h_out, const void *h, const void *delta, const void *w,

@@ -66,7 +66,7 @@ void model_backward(model *m, int rows, bool accumulate, const model_hooks *hook
     /* The tied head has put its part there already. */
     if (!c->tie_embeddings && !accumulate)
         m->ops->zero(m->backend, m->grads, (size_t)(c->vocab_size * c->d_model) * sizeof(float));
-    m->ops->embedding_backward(m->backend, m->grads, m->dh, m->tokens, m->options.x, N, c->d_model, c->vocab_size);
+    m->ops->embedding_backward(m->backend, m->grads, m->dh, m->tokens, m->options.x, N, c->d_model, 0, c->vocab_size);
     gradients_final(hooks, 0);
     range_end(m);
 }

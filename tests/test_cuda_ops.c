@@ -198,11 +198,16 @@ typedef struct embedding_case {
     shape shape;
     int64_t V;
     int32_t (*token)(int64_t n, int64_t V);
+    double dw_error; /* 0: the CPU's bits */
 } embedding_case;
 
 static int32_t any_token(int64_t n, int64_t V) { return (int32_t)(rng_mix(7, (uint64_t)n) % (uint64_t)V); }
 static int32_t few_tokens(int64_t n, int64_t V) { return (int32_t)(V - 1 - (int64_t)(rng_mix(8, (uint64_t)n) % 5)); }
 static int32_t one_token(int64_t n, int64_t V) { return (int32_t)(n * 0 + V / 2); }
+/* Five in six are the same one, among others before and after it. */
+static int32_t a_frequent_token(int64_t n, int64_t V) { return n % 6 == 0 ? any_token(n, V) : (int32_t)(V / 2); }
+/* Every other one adds nothing. */
+static int32_t half_of_any(int64_t n, int64_t V) { return n % 2 ? -1 : any_token(n, V); }
 
 static void run_embedding(side *s, const void *context) {
     const embedding_case *p = context;
@@ -211,31 +216,53 @@ static void run_embedding(side *s, const void *context) {
     void *w = random_array(n_rows, x, 1, 1), *dy = random_array(n, x, 2, 1);
     float *dw = random_floats(n_rows, 3, 1);
     int32_t *tokens = malloc((size_t)N * sizeof *tokens);
+    int64_t first = p->V / 3, n_part = (p->V - 2 * first) * p->shape.C; /* the rows in the middle, for themselves */
     for (int64_t i = 0; i < N; i++) tokens[i] = p->token(i, p->V);
     void *w_in = put(s, w, n_rows, x), *y = put(s, NULL, n, x), *dy_in = put(s, dy, n, x);
     float *dw_out = put_floats(s, dw, n_rows);
     int32_t *tokens_in = put_bytes(s, tokens, (size_t)N * sizeof *tokens);
-    s->ops->embedding_forward(s->b, y, tokens_in, w_in, x, N, p->shape.C);
-    s->ops->embedding_backward(s->b, dw_out, dy_in, tokens_in, x, N, p->shape.C, p->V);
-    take(s, "y", y, n, x, 0);
-    take(s, "dw", dw_out, n_rows, DTYPE_F32, 0); /* added in the same order: the same bits */
+    float *part_out = put_floats(s, dw, n_part);
+    if (p->token != half_of_any) {
+        s->ops->embedding_forward(s->b, y, tokens_in, w_in, x, N, p->shape.C);
+        take(s, "y", y, n, x, 0);
+    }
+    s->ops->embedding_backward(s->b, dw_out, dy_in, tokens_in, x, N, p->shape.C, 0, p->V);
+    s->ops->embedding_backward(s->b, part_out, dy_in, tokens_in, x, N, p->shape.C, first, p->V - 2 * first);
+    take(s, "dw", dw_out, n_rows, DTYPE_F32, p->dw_error);
+    take(s, "a part of dw", part_out, n_part, DTYPE_F32, p->dw_error);
     free(w), free(dy), free(dw), free(tokens);
 }
 
-/* Fewer tokens than are sorted at once and more, far apart, few different ones and all the same. */
-static void embedding_is_the_cpus_to_the_last_bit(void **state) {
-    static const embedding_case cases[] = {{{1, 1, 0}, 1, any_token},          {{3, 3, 0}, 7, any_token},
-                                           {{33, 64, 0}, 50, any_token},       {{257, 100, 0}, 1000, any_token},
-                                           {{257, 1, 0}, 202048, any_token},   {{257, 1032, 0}, 20, few_tokens},
-                                           {{2049, 3, 0}, 1000, any_token},    {{5000, 8, 0}, 300, any_token},
-                                           {{5000, 4, 0}, 202048, few_tokens}, {{33, 8, 0}, 9, one_token}};
-    for (size_t i = 0; i < 2 * COUNT(cases); i++) {
+static void check_embedding(void **state, const embedding_case *cases, size_t n) {
+    for (size_t i = 0; i < 2 * n; i++) {
         embedding_case p = cases[i / 2];
         p.shape.x = both_dtypes[i % 2];
         char label[96];
         snprintf(label, sizeof label, "embedding of %d x %d, V %d", (int)p.shape.N, p.shape.C, (int)p.V);
         run_twins(*state, label, run_embedding, &p);
     }
+}
+
+/* Fewer tokens than are sorted at once and more, far apart, few different ones and all the same, some that add nothing. All are
+ * added in the same order. */
+static void embedding_is_the_cpus_to_the_last_bit(void **state) {
+    static const embedding_case cases[] = {
+        {{1, 1, 0}, 1, any_token, 0},        {{3, 3, 0}, 7, any_token, 0},        {{33, 64, 0}, 50, any_token, 0},
+        {{257, 100, 0}, 1000, any_token, 0}, {{257, 1, 0}, 202048, any_token, 0}, {{257, 1032, 0}, 20, few_tokens, 0},
+        {{2049, 3, 0}, 1000, any_token, 0},  {{5000, 8, 0}, 300, any_token, 0},   {{5000, 4, 0}, 202048, few_tokens, 0},
+        {{33, 8, 0}, 9, one_token, 0},       {{1024, 8, 0}, 9, one_token, 0},     {{3000, 24, 0}, 100, half_of_any, 0}};
+    check_embedding(state, cases, COUNT(cases));
+}
+
+/* The rows of a token that occurs more than 1,024 times are added in parts: their last part has one row, few, all; the run starts
+ * at the first position, and after others. The CPU's sum of 5,000 floats one by one is itself off by some 1e-6. */
+static void a_token_that_fills_the_batch_is_added_in_parts(void **state) {
+    static const embedding_case cases[] = {
+        {{1025, 3, 0}, 9, one_token, 1e-5},          {{3072, 8, 0}, 9, one_token, 1e-5},
+        {{5000, 24, 0}, 3, one_token, 1e-5},         {{5000, 1032, 0}, 2, one_token, 1e-5},
+        {{1300, 5, 0}, 100, a_frequent_token, 1e-5}, {{5000, 16, 0}, 1000, a_frequent_token, 1e-5},
+        {{4097, 8, 0}, 2, any_token, 1e-5}};
+    check_embedding(state, cases, COUNT(cases));
 }
 
 /* ---- cross-entropy ---- */
@@ -472,6 +499,7 @@ int main(void) {
         cmocka_unit_test(swiglu_is_the_cpus),
         cmocka_unit_test(qk_rope_is_the_cpus),
         cmocka_unit_test(embedding_is_the_cpus_to_the_last_bit),
+        cmocka_unit_test(a_token_that_fills_the_batch_is_added_in_parts),
         cmocka_unit_test(cross_entropy_is_the_cpus),
         cmocka_unit_test(cross_entropy_shows_what_is_not_finite),
         cmocka_unit_test(sums_and_conversions_are_the_cpus),

@@ -182,9 +182,9 @@ static void embedding_forward(backend *b, void *y, const int32_t *tokens, const 
 }
 
 static void embedding_backward(backend *b, float *dw, const void *dy, const int32_t *tokens, dtype x, int64_t N, int C,
-                               int64_t V) {
+                               int64_t first, int64_t V) {
     profile *p = begin(b);
-    p->real->embedding_backward(p->backend, dw, dy, tokens, x, N, C, V);
+    p->real->embedding_backward(p->backend, dw, dy, tokens, x, N, C, first, V);
     end_bytes(p, PART_EMBEDDING, (double)N * C * (double)(dtype_size(x) + 2 * sizeof(float)));
 }
 

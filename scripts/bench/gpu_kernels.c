@@ -208,7 +208,7 @@ static void measure_device(bench *k) {
 /* ---- the ops ---- */
 
 static void run_embedding(bench *k) { k->op->embedding_forward(k->b, k->y, k->tokens, k->w, x, k->N, (int)k->C); }
-static void run_embedding_back(bench *k) { k->op->embedding_backward(k->b, k->dw, k->u, k->tokens, x, k->N, (int)k->C, k->V); }
+static void run_embedding_back(bench *k) { k->op->embedding_backward(k->b, k->dw, k->u, k->tokens, x, k->N, (int)k->C, 0, k->V); }
 static void run_norm(bench *k) { k->op->rmsnorm_forward(k->b, k->y, k->rows, k->z, k->z, k->u, k->w, 1e-5f, x, k->N, (int)k->C); }
 static void run_norm_back(bench *k) {
     k->op->rmsnorm_backward(k->b, k->z, k->dw, k->u, k->y, k->rows, k->w, false, x, k->N, (int)k->C);

@@ -161,10 +161,12 @@ void cuda_disconnect(backend *b) {
 
 /* ---- failures ---- */
 
+/* Once collectives have worked, a system call that fails is most likely one on a connection whose other end is gone. */
 static void abandon(backend *b, const char *what, nccl_result failed) {
     struct collectives *c = b->collectives;
     error err;
     nccl_error(b, &err, what, failed);
+    if (failed == NCCL_SYSTEM_ERROR) err.code = STATUS_RANK;
     if (b->failure.code == STATUS_OK) b->failure = err;
     b->libraries->ncclCommAbort(c->comm);
     c->comm = NULL;

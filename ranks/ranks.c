@@ -125,8 +125,20 @@ static void wait_for_the_end(void) {
     for (int i = 0; i < 10 * WAIT_SECONDS; i++) usleep(100000);
 }
 
-noreturn void ranks_abort(const ranks *r, const error *err) {
-    if (r->size > 1 && err->code == STATUS_RANK) wait_for_the_end();
+/* Nobody has ended this rank: the one that failed may be gone without a word, and then has no answer. Of the others the lowest
+ * speaks. */
+static void name_the_lost(const ranks *r, error *err) {
+    char names[sizeof err->text / 2];
+    bool lowest;
+    watch_ask(r->watch, names, sizeof names, &lowest);
+    wait_for_the_end();
+    if (!lowest) wait_for_the_end();
+    if (names[0]) error_prefix(err, "no answer from %s", names);
+}
+
+noreturn void ranks_abort(const ranks *r, const error *failure) {
+    error told = *failure, *err = &told;
+    if (r->size > 1 && err->code == STATUS_RANK) name_the_lost(r, err);
     ranks_warn(r, err);
     if (r->comm) MPI_Abort(MPI_COMM_WORLD, err->code);
     exit(err->code);

@@ -26,7 +26,8 @@ int ranks_open(ranks *r, error *err);
 void ranks_close(ranks *r);
 
 /* Prints "mobilellm: [rank 3 of 8 on HOST] message" (no bracket when alone) and ends the program on all ranks with err->code.
- * A rank whose error is that of another (STATUS_RANK) leaves it to that one to print, and is ended by it. */
+ * A rank whose error is that of another (STATUS_RANK) leaves it to that one to print, and is ended by it. Where that does not
+ * come within seconds, it prints its own, after the names of the ranks that the watch gets no answer from. */
 noreturn void ranks_abort(const ranks *r, const error *err);
 
 /* Collective. From now on a rank that makes no progress for `limit` seconds (0: for ever) ends the run with STATUS_RANK and a

@@ -51,6 +51,7 @@ struct watch {
     _Atomic uint64_t position, progress; /* written by the main thread */
     const char *_Atomic call;
     atomic_bool stop;
+    atomic_bool asked, told; /* of watch_ask: a question of the main thread, and that the answers are there */
 
     const ranks *r; /* from here on the thread's own, once it runs */
     pthread_t thread;
@@ -106,6 +107,7 @@ static void send_to(const watch *w, int rank, message_kind kind) {
 static void handle(watch *w, const message *m) {
     if (m->key != w->cards[0].key || m->rank < 0 || m->rank >= w->r->size || m->rank == w->r->rank) return;
     if (m->kind == ANSWER) {
+        if (w->told) return; /* the main thread reads them */
         w->answers[m->rank] = *m;
         w->answers[m->rank].call[sizeof m->call - 1] = '\0';
         return;
@@ -132,13 +134,15 @@ static double pass_time(watch *w) {
     return passed;
 }
 
-/* Asks until all have answered or the time is over. false: this rank goes on after all, or another is asking. */
-static bool ask_all(watch *w) {
+/* Asks until all have answered or the time is over. With `hanging` also until this rank goes on after all, or another is asking:
+ * false. */
+static bool ask_all(watch *w, bool hanging) {
     int size = w->r->size, missing = size - 1;
     for (int i = 0; i < size; i++) w->answers[i].kind = 0;
     w->asking = true;
     w->yielding = false;
-    for (double waited = 0; waited < answer_time && missing > 0 && w->idle > 0 && !w->yielding; waited += pass_time(w)) {
+    for (double waited = 0; waited < answer_time && missing > 0; waited += pass_time(w)) {
+        if (hanging && (w->idle == 0 || w->yielding)) break;
         missing = 0;
         for (int i = 0; i < size; i++)
             if (i != w->r->rank && w->answers[i].kind == 0) {
@@ -219,9 +223,26 @@ static void *watch_thread(void *context) {
     watch *w = context;
     while (!w->stop) {
         pass_time(w);
-        if (w->idle >= w->limit && w->quiet <= 0 && ask_all(w)) judge(w);
+        if (w->asked && !w->told) {
+            ask_all(w, false);
+            w->told = true;
+        } else if (w->idle >= w->limit && w->quiet <= 0 && !w->asked && ask_all(w, true)) {
+            judge(w);
+        }
     }
     return NULL;
+}
+
+/* Once the thread has told, it leaves the answers alone. */
+void watch_ask(watch *w, char *names, size_t size, bool *lowest) {
+    names[0] = '\0';
+    *lowest = true;
+    if (!w || !w->running) return;
+    w->asked = true;
+    while (!w->told) usleep(1000 * TICK_MS);
+    name_ranks(names, size, w, true, 0);
+    for (int i = 0; i < w->r->rank; i++)
+        if (w->answers[i].kind) *lowest = false;
 }
 
 static void find_addresses(card *c) {

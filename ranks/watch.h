@@ -17,6 +17,10 @@ void watch_enter(watch *w, const char *call); /* call: its name, a literal */
 void watch_leave(watch *w);
 void watch_progress(watch *w); /* work goes on between two collectives */
 
+/* Asks all other ranks whether they are there, for up to two seconds, and names those that do not answer: "rank 3 (HOST)"; "" if
+ * all do, or where no watch was started. lowest: is no rank below this one there? */
+void watch_ask(watch *w, char *names, size_t size, bool *lowest);
+
 /* Collective: as ranks_watch. */
 int watch_start(watch *w, const ranks *r, double limit, const char *advice, error *err);
 

@@ -4,6 +4,7 @@
  * test_cuda_collectives.py, which looks at exit status, messages and time; those need the emulated GPU. */
 #include "op_testing.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 #include "cuda/cuda.h"
@@ -161,12 +162,14 @@ static void ranks_share_the_choices_of_rank_0(void **state) {
 
 /* ---- runs that go wrong ---- */
 
-static noreturn void run_until_it_ends(bool hang, int which) {
+static noreturn void run_until_it_ends(const char *how, int which) {
     error err = {0};
+    bool hang = strcmp(how, "hang") == 0, lost = strcmp(how, "lost") == 0;
     double host = 1, *device = op->alloc(b, sizeof *device, &err);
     if (ranks_watch(&r, hang ? 2 : 100, "Look at it.", &err)) ranks_abort(&r, &err);
     for (int i = 0;; i++) {
         while (hang && i == 3 && r.rank == which) usleep(100000);
+        if (lost && i == 3 && r.rank == which) raise(SIGSTOP);
         op->copy_in(b, device, &host, sizeof host);
         op->all_sum(b, device, 1);
         op->post(b, device, sizeof host);
@@ -177,6 +180,7 @@ static noreturn void run_until_it_ends(bool hang, int which) {
 /* How the machine, or the run on it, is to be before the GPU is opened. */
 static void prepare(const char *how, int which) {
     if (strcmp(how, "fail") == 0 && r.rank == which) setenv("CUEMU_NCCL_FAIL", "4", 1);
+    if (strcmp(how, "lost") == 0 && r.rank != which) setenv("CUEMU_NCCL_FAIL", "4", 1);
     if (strcmp(how, "differ") == 0 && r.rank == which) setenv("CUEMU_NAME", "another GPU", 1);
     if (strcmp(how, "share") == 0) {
         setenv("CUEMU_DEVICES", "1", 1);
@@ -193,7 +197,7 @@ int main(int argc, char **argv) {
     prepare(how, which);
     op = cuda_ops();
     if (op->open(&b, 0, r.local_rank, &err) || op->connect(b, &r, &err)) ranks_abort(&r, &err);
-    if (*how) run_until_it_ends(strcmp(how, "hang") == 0, which);
+    if (*how) run_until_it_ends(how, which);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reduce_scatter_leaves_each_rank_the_sum_of_its_part),
         cmocka_unit_test(all_gather_fills_in_the_other_parts),

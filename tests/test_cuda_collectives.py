@@ -42,6 +42,17 @@ def test_a_collective_that_fails_ends_the_run_with_a_message(streams):
     assert seconds < SECONDS
 
 
+@pytest.mark.parametrize("which", [0, 2])
+def test_a_rank_that_is_gone_is_named(which):
+    """As when its machine fails: the launcher does not see it, and NCCL tells the others only that somebody is missing."""
+    done, seconds = start(3, "lost", which, CUEMU_STREAMS="eager")
+    assert done.returncode == 6, done.stderr
+    assert len(told(done)) == 1, done.stderr
+    speaker = 1 if which == 0 else 0
+    assert re.search(rf"\[rank {speaker} of 3 on \S+\] no answer from rank {which} \(\S+\): a collective failed: NCCL says", told(done)[0])
+    assert seconds < SECONDS
+
+
 @pytest.mark.parametrize("streams", ["eager", "lazy"])
 def test_a_rank_that_hangs_is_named(streams):
     done, seconds = start(3, "hang", 2, CUEMU_STREAMS=streams)

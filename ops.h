@@ -52,6 +52,9 @@ typedef struct ops {
     bool host_memory;    /* the host may read and write what `alloc` gives */
     int run_ahead;       /* steps that are worth starting before the result of the oldest is fetched */
     int64_t head_logits; /* logits held at a time unless the config says how many: enough for efficient products */
+    /* In micro-batches of so many tokens the layers' backward pass hides that gradients are reduced beside it. 0: no collective
+     * runs beside the ops that follow it. */
+    int64_t overlap_tokens;
 
     /* ---- the device and its memory ---- */
 

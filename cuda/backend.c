@@ -312,6 +312,7 @@ const ops *cuda_ops(void) {
         .host_memory = false,
         .run_ahead = 1,
         .head_logits = CUDA_HEAD_LOGITS,
+        .overlap_tokens = CUDA_OVERLAP_TOKENS,
         .open = open_backend,
         .close = close_backend,
         .describe = describe,

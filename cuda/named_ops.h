@@ -56,8 +56,8 @@ NAMED_OP(embedding_forward,
          (backend *b, void *y, const int32_t *tokens, const void *w, dtype x, int64_t N, int C),
          (b, y, tokens, w, x, N, C))
 NAMED_OP(embedding_backward,
-         (backend *b, float *dw, const void *dy, const int32_t *tokens, dtype x, int64_t N, int C, int64_t V),
-         (b, dw, dy, tokens, x, N, C, V))
+         (backend *b, float *dw, const void *dy, const int32_t *tokens, dtype x, int64_t N, int C, int64_t first, int64_t V),
+         (b, dw, dy, tokens, x, N, C, first, V))
 NAMED_OP(rmsnorm_forward,
          (backend *b, void *y, float *rstd, void *h_out, const void *h, const void *delta, const void *w, float eps, dtype x,
           int64_t N, int C),

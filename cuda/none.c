@@ -14,8 +14,12 @@ static size_t scratch_bytes(backend *b, const op_limits *limits) {
 }
 
 const ops *cuda_ops(void) {
-    static const ops table = {
-        .name = "cuda", .run_ahead = 1, .head_logits = CUDA_HEAD_LOGITS, .open = open_none, .scratch_bytes = scratch_bytes};
+    static const ops table = {.name = "cuda",
+                              .run_ahead = 1,
+                              .head_logits = CUDA_HEAD_LOGITS,
+                              .overlap_tokens = CUDA_OVERLAP_TOKENS,
+                              .open = open_none,
+                              .scratch_bytes = scratch_bytes};
     return &table;
 }
 

@@ -63,10 +63,14 @@ void model_backward(model *m, int rows, bool accumulate, const model_hooks *hook
         range_end(m);
         gradients_final(hooks, 1 + layer);
     }
-    /* The tied head has put its part there already. */
-    if (!c->tie_embeddings && !accumulate)
-        m->ops->zero(m->backend, m->grads, (size_t)(c->vocab_size * c->d_model) * sizeof(float));
-    m->ops->embedding_backward(m->backend, m->grads, m->dh, m->tokens, m->options.x, N, c->d_model, 0, c->vocab_size);
-    gradients_final(hooks, 0);
+    if (rows_are_the_callers(hooks)) {
+        hooks->rows_final(hooks->context, N);
+    } else {
+        /* The tied head has put its part there already. */
+        if (!c->tie_embeddings && !accumulate)
+            m->ops->zero(m->backend, m->grads, (size_t)(c->vocab_size * c->d_model) * sizeof(float));
+        m->ops->embedding_backward(m->backend, m->grads, m->dh, m->tokens, m->options.x, N, c->d_model, 0, c->vocab_size);
+        gradients_final(hooks, 0);
+    }
     range_end(m);
 }

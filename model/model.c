@@ -82,11 +82,13 @@ static void head_train(model *m, int64_t N, float scale, float z_loss, bool accu
     op->zero(b, m->dh, (size_t)(N * C) * dtype_size(x));
     op->rmsnorm_backward(b, m->dh, d_norm, m->delta, m->h_final, m->rstd_final, norm, accumulate, x, N, C);
     gradients_final(hooks, 1 + m->config.n_layers);
+    if (rows_are_the_callers(hooks)) gradients_final(hooks, 0);
     range_end(m);
 }
 
 void model_train(model *m, const model_input *in, float scale, float z_loss, bool accumulate, const model_hooks *hooks) {
     assert(m->options.training && in->rows > 0 && in->rows <= m->options.B);
+    assert(m->config.tie_embeddings || !rows_are_the_callers(hooks));
     int64_t N = (int64_t)in->rows * m->options.T;
     model_forward(m, in, hooks);
     head_train(m, N, scale, z_loss, accumulate, hooks);

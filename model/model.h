@@ -21,10 +21,15 @@ typedef struct model_input {
 } model_input;
 
 /* Called when the weights of a group are about to be used (forward and backward), and when its gradients are final (last
- * backward). Groups as in registry.h. Either may be NULL. */
+ * backward). Groups as in registry.h. Either may be NULL.
+ *
+ * Where embeddings are tied, their gradient has two parts: the head's, there before the layers' backward passes, and that of the
+ * tokens, which are the last of all. With `rows_final` the second is the caller's to add: group 0 is said to be final after the
+ * head, without the rows of this micro-batch's tokens, and rows_final comes when these are in model.dh, (N,C) x. */
 typedef struct model_hooks {
     void (*weights_needed)(void *context, int group);
     void (*gradients_final)(void *context, int group);
+    void (*rows_final)(void *context, int64_t N);
     void *context;
 } model_hooks;
 

@@ -37,5 +37,6 @@ static inline void weights_needed(const model_hooks *hooks, int group) {
 static inline void gradients_final(const model_hooks *hooks, int group) {
     if (hooks && hooks->gradients_final) hooks->gradients_final(hooks->context, group);
 }
+static inline bool rows_are_the_callers(const model_hooks *hooks) { return hooks && hooks->rows_final; }
 
 #endif

@@ -59,10 +59,10 @@ static void add_layer(builder *b, int i, const model_config *c) {
     add(b, i, "mlp.down_proj", AXIS_D_MODEL, C, AXIS_D_FFN, F, INIT_RESIDUAL, false);
 }
 
-/* Pads the group that began at `start` to what the ways share equally, and cuts it into buckets. */
-static int close_group(builder *b, int group, int64_t start) {
+/* Pads the group that began at `start` to what the ways share equally, in multiples of `share`, and cuts it into buckets. */
+static int close_group(builder *b, int group, int64_t start, int64_t share) {
     registry *r = b->r;
-    int64_t unit = (int64_t)r->ways * TENSOR_ALIGN;
+    int64_t unit = r->ways * share;
     int64_t largest = BUCKET_ELEMENTS / unit * unit;
     if (largest == 0) largest = unit;
     int64_t end = start + round_up(b->at - start, unit);
@@ -78,22 +78,29 @@ static int close_group(builder *b, int group, int64_t start) {
     return 0;
 }
 
+/* The least number of elements that is a multiple both of a row and of TENSOR_ALIGN. */
+static int64_t whole_rows(int64_t length) {
+    int64_t elements = length;
+    while (elements % TENSOR_ALIGN) elements += length;
+    return elements;
+}
+
 int registry_build(registry *r, const model_config *c, int ways, error *err) {
     *r = (registry){.ways = ways};
     builder b = {r, 0};
     r->tensors = calloc((size_t)c->n_layers * TENSORS_PER_LAYER + 3, sizeof *r->tensors);
     if (!r->tensors) goto no_memory;
     add(&b, -1, "model.embed_tokens", AXIS_VOCAB, c->vocab_size, AXIS_D_MODEL, c->d_model, INIT_NORMAL, false);
-    if (close_group(&b, 0, 0)) goto no_memory;
+    if (close_group(&b, 0, 0, whole_rows(c->d_model))) goto no_memory;
     for (int i = 0; i < c->n_layers; i++) {
         int64_t start = b.at;
         add_layer(&b, i, c);
-        if (close_group(&b, 1 + i, start)) goto no_memory;
+        if (close_group(&b, 1 + i, start, TENSOR_ALIGN)) goto no_memory;
     }
     int64_t start = b.at;
     add_vector(&b, -1, "model.norm", AXIS_D_MODEL, c->d_model);
     if (!c->tie_embeddings) add(&b, -1, "lm_head", AXIS_VOCAB, c->vocab_size, AXIS_D_MODEL, c->d_model, INIT_NORMAL, false);
-    if (close_group(&b, 1 + c->n_layers, start)) goto no_memory;
+    if (close_group(&b, 1 + c->n_layers, start, TENSOR_ALIGN)) goto no_memory;
     r->n_flat = b.at;
     return 0;
 no_memory:

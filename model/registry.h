@@ -4,7 +4,7 @@
  * Tensors lie in one flat array, in the order of the table: q, k, v of a layer next to each other, gate and up too, so that each
  * is one GEMM. The array is cut into buckets, the units of reduction and sharding: a bucket lies within one layer (or the
  * embedding, or the head), and its size is a multiple of ways * 64, so that each of `ways` ranks owns an equal part of every
- * bucket. */
+ * bucket. Of the embedding a rank owns whole rows. */
 #ifndef MOBILELLM_MODEL_REGISTRY_H
 #define MOBILELLM_MODEL_REGISTRY_H
 

@@ -186,6 +186,8 @@ void ranks_sum_double(const ranks *r, double *values, int n) { reduce_all(r, val
 void ranks_sum_int64(const ranks *r, int64_t *values, int n) { reduce_all(r, values, n, MPI_INT64_T, MPI_SUM); }
 void ranks_max_int64(const ranks *r, int64_t *values, int n) { reduce_all(r, values, n, MPI_INT64_T, MPI_MAX); }
 
+void ranks_or_int64(const ranks *r, int64_t *values, int n) { reduce_all(r, values, n, MPI_INT64_T, MPI_BOR); }
+
 void ranks_broadcast(const ranks *r, void *data, size_t bytes, int root) {
     assert(root >= 0 && root < r->size);
     if (r->size == 1) return;

@@ -64,6 +64,7 @@ void ranks_barrier(const ranks *r);
 void ranks_sum_double(const ranks *r, double *values, int n);
 void ranks_sum_int64(const ranks *r, int64_t *values, int n);
 void ranks_max_int64(const ranks *r, int64_t *values, int n);
+void ranks_or_int64(const ranks *r, int64_t *values, int n); /* bits that any rank has set */
 void ranks_broadcast(const ranks *r, void *data, size_t bytes, int root);
 
 /* data: `bytes` of each rank, into all (size * bytes), in the order of the ranks. bytes <= INT_MAX. */

@@ -8,13 +8,14 @@ import pytest
 from conftest import BUILD, ENV, ROOT
 
 PROGRAM = BUILD / "emu/tests/test_cuda_collectives"
+TOKEN_ROWS = BUILD / "emu/tests/test_cuda_token_rows"
 SECONDS = 40  # within which a failed run has ended, on a busy machine
 
 
-def start(ranks, *args, **variables):
-    assert PROGRAM.exists(), "build it first: make emu"
+def start(ranks, *args, program=PROGRAM, **variables):
+    assert program.exists(), "build it first: make emu"
     before = time.monotonic()
-    done = subprocess.run(["mpirun", "-np", str(ranks), "--bind-to", "none", PROGRAM, *map(str, args)], cwd=ROOT,
+    done = subprocess.run(["mpirun", "-np", str(ranks), "--bind-to", "none", program, *map(str, args)], cwd=ROOT,
                           env={**ENV, "OMP_NUM_THREADS": "1", **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           timeout=120, stdin=subprocess.DEVNULL)
     return done, time.monotonic() - before
@@ -29,6 +30,13 @@ def told(done):
 def test_collectives(ranks, streams):
     """Eager: when they are enqueued. Lazy: only when somebody waits for them, so that a join that is missing shows."""
     done, _ = start(ranks, CUEMU_STREAMS=streams)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("streams", ["eager", "lazy", "rand:3"])
+def test_token_rows(ranks, streams):
+    done, _ = start(ranks, program=TOKEN_ROWS, CUEMU_STREAMS=streams)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -62,6 +62,21 @@ def test_twenty_steps_have_the_losses_of_the_cpu(start, dtype, limit, ranks):
     assert worst(losses(cuda), losses(cpu)) <= limit
 
 
+def test_a_global_batch_may_be_split_in_any_way(start):
+    """12 rows a step, and 2: several ranks reduce the tied embedding's gradient in two parts, whatever each has of the last
+    micro-batch: as much as the others, less, nothing."""
+    for rows, splits in [(12, [(2, 4), (3, 3), (5, 2)]), (2, [(3, 4)])]:
+        keys = {"data__mask_documents": "true", "batch__tokens": 32 * rows, "train__tokens": max(32 * rows * 10, 960)}
+        directory, arguments = start(f"whole{rows}", batch__micro=12, **keys)
+        run_cuda(arguments)
+        whole = losses(directory)
+        for ranks, micro in splits:
+            gpus(ranks)
+            directory, arguments = start(f"split{rows}-{ranks}", batch__micro=micro, **keys)
+            run_cuda(arguments, ranks=ranks)
+            assert worst(losses(directory), whole) <= 1e-6, f"{rows} rows on {ranks} ranks, micro-batches of {micro}"
+
+
 def test_the_order_of_threads_and_streams_does_not_matter(start):
     directory, arguments = start("lazy", **SHORT)
     run_cuda(arguments)
@@ -133,13 +148,14 @@ def test_evaluation_is_that_of_the_cpu(start, corpus):
 
 
 @only_emulated
-def test_the_plan_is_what_is_taken(start):
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_plan_is_what_is_taken(start, ranks):
     """Of the device's memory: what `plan` says is what the emulated device has handed out, no more and no less."""
     directory, arguments = start("run", **SHORT)
-    run_cuda(arguments)
+    run_cuda(arguments, ranks=ranks if ranks > 1 else 0)
     taken = {row["memory_bytes"] for row in map(conftest.json.loads, (Path(directory) / "metrics.jsonl").read_text().splitlines())
              if row["kind"] == "train"}
-    out, _ = run_cuda(["plan", *arguments[1:], "--json"])
+    out, _ = run_cuda(["plan", *arguments[1:], "--ranks", ranks, "--json"])
     assert taken == {conftest.json.loads(out)["memory_bytes_per_rank"]["total"]}
 
 

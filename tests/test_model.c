@@ -329,6 +329,7 @@ static void logits_give_the_losses(void **state) {
 typedef struct hook_log {
     network *net;
     int needed[64], n_needed, final[64], n_final;
+    int64_t n_rows;
     float *snapshot; /* (n_flat): each group's gradients when they were said to be final */
 } hook_log;
 
@@ -354,7 +355,7 @@ static void check_hooks(const char *name) {
     int L = t.net.m.config.n_layers;
     size_t bytes = (size_t)t.net.m.registry.n_flat * sizeof(float);
     hook_log log = {.net = &t.net, .snapshot = malloc(bytes)};
-    model_hooks hooks = {log_needed, log_final, &log};
+    model_hooks hooks = {.weights_needed = log_needed, .gradients_final = log_final, .context = &log};
     double sums[2] = {0};
     train_with(&t.net, &t.rows, 1.0f, 0, false, &hooks, sums);
 
@@ -377,6 +378,40 @@ static void hooks_name_each_group_once(void **state) {
     (void)state;
     check_hooks("hybrid_fws");
     check_hooks("full_none_half_untied");
+}
+
+/* What a caller does that has no other ranks: adds the rows where they belong. */
+static void add_rows(void *context, int64_t N) {
+    hook_log *log = context;
+    const model *m = &log->net->m;
+    log->n_rows = N;
+    m->ops->embedding_backward(m->backend, m->grads, m->dh, m->tokens, m->options.x, N, m->config.d_model, 0,
+                               m->config.vocab_size);
+}
+
+/* A tied embedding is final after the head but for the rows of the tokens; with these all gradients have their usual bits. */
+static void rows_of_tied_embeddings_may_be_the_callers_to_add(void **state) {
+    (void)state;
+    trained t = train_fixture("hybrid_fws", training_f32);
+    assert_true(t.net.m.config.tie_embeddings);
+    int L = t.net.m.config.n_layers;
+    size_t bytes = (size_t)t.net.m.registry.n_flat * sizeof(float);
+    hook_log log = {.net = &t.net, .snapshot = malloc(bytes)};
+    float *usual = memcpy(malloc(bytes), t.net.m.grads, bytes);
+    model_hooks hooks = {.gradients_final = log_final, .rows_final = add_rows, .context = &log};
+    double sums[2] = {0};
+    train_with(&t.net, &t.rows, 1.0f / (float)t.n_valid, t.z_loss, false, &hooks, sums);
+
+    assert_int_equal(log.n_final, L + 2);
+    assert_int_equal(log.final[0], L + 1);
+    assert_int_equal(log.final[1], 0);
+    for (int i = 0; i < L; i++) assert_int_equal(log.final[2 + i], L - i);
+    assert_int_equal(log.n_rows, (int64_t)t.rows.rows * t.input.T);
+    assert_memory_equal(t.net.m.grads, usual, bytes);
+    assert_memory_not_equal(log.snapshot, usual, (size_t)t.net.m.registry.buckets[0].count * sizeof(float));
+    free(usual);
+    free(log.snapshot);
+    trained_close(&t);
 }
 
 /* ---- twenty steps of AdamW ---- */
@@ -516,7 +551,7 @@ static void flops_count_the_keys_that_are_seen(void **state) {
 }
 
 int main(void) {
-    enum { N_OTHERS = 13 };
+    enum { N_OTHERS = 14 };
     struct CMUnitTest tests[N_OTHERS + 2 * N_FIXTURES] = {
         cmocka_unit_test(f32_token_losses_are_pytorchs),      cmocka_unit_test(micro_batches_add_up),
         cmocka_unit_test(head_chunks_do_not_matter),          cmocka_unit_test(two_runs_are_bit_equal_f32),
@@ -524,7 +559,7 @@ int main(void) {
         cmocka_unit_test(losses_are_those_of_training),       cmocka_unit_test(logits_give_the_losses),
         cmocka_unit_test(hooks_name_each_group_once),         cmocka_unit_test(twenty_steps_of_adamw_are_pytorchs),
         cmocka_unit_test(rotary_tables_are_exact_far_out),    cmocka_unit_test(head_chunks_are_near_what_the_backend_asks_for),
-        cmocka_unit_test(flops_count_the_keys_that_are_seen),
+        cmocka_unit_test(flops_count_the_keys_that_are_seen), cmocka_unit_test(rows_of_tied_embeddings_may_be_the_callers_to_add),
     };
     static char names[2 * N_FIXTURES][64];
     for (int i = 0; i < 2 * N_FIXTURES; i++) {

@@ -71,21 +71,24 @@ static void the_ranks_of_a_machine_share_its_processors(void **state) {
 static void sums_and_maxima_are_those_of_all_ranks(void **state) {
     (void)state;
     double d[3];
-    int64_t s[3], m[3];
+    int64_t s[3], m[3], bits[3];
     for (int i = 0; i < 3; i++) {
         d[i] = harmonic(r.rank, i);
         s[i] = ((int64_t)1 << 40) * (r.rank + 1) + i;
         m[i] = i == 1 ? -r.rank - 5 : r.rank * 10 + i;
+        bits[i] = ((int64_t)1 << r.rank) + (i == 1 && r.rank == r.size - 1 ? INT64_MIN : 0);
     }
     ranks_sum_double(&r, d, 3);
     ranks_sum_int64(&r, s, 3);
     ranks_max_int64(&r, m, 3);
+    ranks_or_int64(&r, bits, 3);
     for (int i = 0; i < 3; i++) {
         double expected = 0;
         for (int k = 0; k < r.size; k++) expected += harmonic(k, i);
         assert_true(d[i] > expected * (1 - 1e-14) && d[i] < expected * (1 + 1e-14));
         assert_true(s[i] == ((int64_t)1 << 40) * r.size * (r.size + 1) / 2 + (int64_t)i * r.size);
         assert_true(m[i] == (i == 1 ? -5 : (r.size - 1) * 10 + i));
+        assert_true(bits[i] == ((int64_t)1 << r.size) - 1 + (i == 1 ? INT64_MIN : 0));
     }
 }
 

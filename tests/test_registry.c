@@ -181,6 +181,7 @@ static void check_buckets(const model_config *c, int ways) {
         bucket b = r.buckets[i];
         assert_int_equal(b.offset, at);
         assert_true(b.count > 0 && b.count % ((int64_t)ways * ALIGN) == 0);
+        if (b.group == 0) assert_true(b.count % ((int64_t)ways * c->d_model) == 0); /* whole rows */
         if (i > 0) assert_true(b.group == r.buckets[i - 1].group || b.group == r.buckets[i - 1].group + 1);
         at += b.count;
     }

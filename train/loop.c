@@ -60,6 +60,13 @@ static void reduce_group(void *context, int group) {
     range_end(r);
 }
 
+static void reduce_rows(void *context, int64_t N) {
+    run *r = context;
+    range_begin(r, "reduction of rows", -1);
+    optimizer_reduce_rows(&r->optimizer, N);
+    range_end(r);
+}
+
 static void need_group(void *context, int group) { optimizer_need_group(&((run *)context)->optimizer, group); }
 
 /* This rank's micro-batches. Gradients are final, and reduced, during the last one's backward pass. A step that is stopped
@@ -76,8 +83,10 @@ static void accumulate_gradients(run *r, const token_batch *batch, float scale, 
             *stopped = pace.reason;
             return;
         }
+        bool last = row + rows == batch->rows;
         model_hooks hooks = {.weights_needed = row == 0 ? need_group : NULL,
-                             .gradients_final = row + rows == batch->rows ? reduce_group : NULL,
+                             .gradients_final = last ? reduce_group : NULL,
+                             .rows_final = last && token_rows_apart(&r->optimizer.token_rows) ? reduce_rows : NULL,
                              .context = r};
         range_begin(r, "micro-batch", row / micro);
         model_train(&r->model, &in, scale, (float)r->config.optimizer.z_loss, row > 0, &hooks);
@@ -86,10 +95,18 @@ static void accumulate_gradients(run *r, const token_batch *batch, float scale, 
     }
 }
 
-/* A rank without rows (more ranks than rows) takes part in the reduction with zeros. */
+/* A rank without rows (more ranks than rows) takes part in the reduction with zeros, in the order of the others. */
 static void reduce_nothing(run *r) {
+    int head = r->model.config.n_layers + 1;
+    bool apart = token_rows_apart(&r->optimizer.token_rows);
     model_train_nothing(&r->model);
-    for (int group = r->model.config.n_layers + 1; group >= 0; group--) reduce_group(r, group);
+    reduce_group(r, head);
+    if (apart) reduce_group(r, 0);
+    for (int group = head - 1; group > 0; group--) reduce_group(r, group);
+    if (apart)
+        reduce_rows(r, 0);
+    else
+        reduce_group(r, 0);
 }
 
 /* Starts the step after the open ones, on this rank's rows. *stopped: left as it is, or why the step is not made. */
@@ -248,6 +265,13 @@ static int save(run *r, error *err) {
     return 0;
 }
 
+/* On which rows of the embedding the last micro-batches have a gradient: see token_rows_begin. */
+static void agree_on_rows(run *r, const token_batch *batch) {
+    int micro = r->model.options.B, last = batch->rows > 0 ? (batch->rows - 1) / micro * micro : 0;
+    size_t at = (size_t)last * (size_t)batch->seq_len;
+    token_rows_begin(&r->optimizer.token_rows, batch->tokens + at, (int64_t)(batch->rows - last) * batch->seq_len);
+}
+
 /* This rank's rows of the next step, and the valid tokens of all ranks. waited: seconds. */
 static int next_batch(run *r, const token_batch **batch, int64_t *n_valid, double *waited, error *err) {
     profile_enter(r->profile);
@@ -257,6 +281,7 @@ static int next_batch(run *r, const token_batch **batch, int64_t *n_valid, doubl
     if (ranks_agree(r->ranks, result, err)) return -1;
     *n_valid = (*batch)->n_valid;
     ranks_sum_int64(r->ranks, n_valid, 1);
+    agree_on_rows(r, *batch);
     profile_leave(r->profile, PART_COLLECTIVES, sizeof *n_valid);
     return 0;
 }

@@ -13,6 +13,7 @@ int optimizer_open(optimizer *o, model *m, const ranks *r, arena *device, error 
     o->m = arena_alloc(device, "optimizer", bytes);
     o->v = arena_alloc(device, "optimizer", bytes);
     o->report = arena_alloc(device, "optimizer", sizeof *o->report);
+    if (token_rows_open(&o->token_rows, m, r, device, err)) return -1;
     if (device->base == NULL) return 0;
     o->n_pieces = registry_pieces(&m->registry, r->rank, &o->pieces);
     o->gathered = calloc((size_t)m->config.n_layers + 2, sizeof *o->gathered);
@@ -32,6 +33,7 @@ void optimizer_clear(optimizer *o) {
 void optimizer_close(optimizer *o) {
     free(o->pieces);
     free(o->gathered);
+    token_rows_close(&o->token_rows);
     *o = (optimizer){0};
 }
 
@@ -60,6 +62,11 @@ void optimizer_reduce_group(void *context, int group) {
     for (int i = 0; i < r->n_buckets; i++)
         if (r->buckets[i].group == group)
             o->reduced = m->ops->reduce_scatter(m->backend, m->grads + r->buckets[i].offset, r->buckets[i].count / r->ways);
+}
+
+void optimizer_reduce_rows(void *context, int64_t N) {
+    optimizer *o = context;
+    token_rows_reduce(&o->token_rows, N, &o->report->own_squares);
 }
 
 void optimizer_need_group(void *context, int group) {

@@ -8,6 +8,7 @@
 #include "model/model.h"
 #include "ranks/ranks.h"
 #include "train/config.h"
+#include "train/token_rows.h"
 
 /* What a step was like, over all ranks. On the device while it is being made, then posted to the host. */
 typedef struct step_report {
@@ -25,6 +26,7 @@ typedef struct optimizer {
     float *master; /* (shard) in the backend's memory; NULL when the parameters are fp32 themselves */
     float *m, *v;  /* (shard) */
     step_report *report;
+    token_rows token_rows;
     int64_t reduced;   /* ticket of the last reduction */
     int64_t *gathered; /* (n_layers + 2): of each group's parameters */
     int64_t t;         /* steps taken, skipped ones not counted, as far as reports were read */
@@ -39,6 +41,10 @@ void optimizer_clear(optimizer *o);
 
 /* Sums the gradients of a group over the ranks: what model_hooks.gradients_final calls in the last micro-batch of a step. */
 void optimizer_reduce_group(void *optimizer, int group);
+
+/* As model_hooks.rows_final calls it, in steps that are reduced in two parts (token_rows_apart): adds the rows of the last N
+ * tokens, summed over the ranks, to the embedding's reduced gradient. */
+void optimizer_reduce_rows(void *optimizer, int64_t N);
 
 /* Parameters of a group are there before what follows: what model_hooks.weights_needed calls in the first micro-batch. */
 void optimizer_need_group(void *optimizer, int group);

@@ -318,6 +318,7 @@ static ops table_like(const ops *real) {
         .host_memory = real->host_memory,
         .run_ahead = real->run_ahead,
         .head_logits = real->head_logits,
+        .overlap_tokens = real->overlap_tokens,
         .close = close_both,
         .describe = describe,
         .check = check,

@@ -2,8 +2,8 @@
  *
  * A GEMM runs in waves of tiles over the multiprocessors, each tile slower while its pipeline fills; what is left is bytes over
  * bandwidth. Gradients are reduced while the last backward pass goes on, parameters gathered while the next forward pass begins,
- * so of the collectives only that part counts which nothing hides: the embedding's, which are last to be final and first to be
- * needed, and what is longer than the pass beside it. */
+ * so of the collectives only that part counts which nothing hides: the embedding's, which are last to be final (of a tied one
+ * only the rows of tokens that occur: train/token_rows.h) and first to be needed, and what is longer than the pass beside it. */
 #include "train/roofline.h"
 
 #include <math.h>
@@ -108,12 +108,38 @@ static double collective(const link_spec *l, double bytes, int n) {
     return bytes * (n - 1) / n / bandwidth + hops;
 }
 
-/* One collective for each group of tensors, hidden by a pass of so many seconds but for the embedding's. */
-static double exposed(const link_spec *l, const model_config *c, double bytes, int n, double params, double pass) {
-    double embedding = (double)c->vocab_size * c->d_model, layer = (params - embedding) / c->n_layers;
-    double hidden = c->n_layers * collective(l, layer * bytes, n);
-    /* What is hidden takes bandwidth and multiprocessors from what hides it: a tenth of its time. */
-    return collective(l, embedding * bytes, n) + fmax(0, hidden - pass) + 0.1 * fmin(hidden, pass);
+/* What is hidden takes bandwidth and multiprocessors from what hides it: a tenth of its time. */
+static double exposed(double hidden, double pass) { return fmax(0, hidden - pass) + 0.1 * fmin(hidden, pass); }
+
+/* All groups of tensors but the embedding. */
+static double collectives_of_layers(const link_spec *l, const model_config *c, double bytes, int n, double params) {
+    double layer = (params - (double)c->vocab_size * c->d_model) / c->n_layers;
+    return c->n_layers * collective(l, layer * bytes, n);
+}
+
+/* Different words among so many tokens, were they drawn by Zipf's law: the i-th most frequent as often as 1/i. Text repeats its
+ * own words, and has fewer. */
+static double different_words(double vocabulary, double tokens) {
+    double words = 0, euler = 0.5772, most_frequent = tokens / (log(vocabulary) + euler);
+    for (double i = 1; i <= vocabulary; i++) words -= expm1(-most_frequent / i);
+    return words;
+}
+
+/* Beside a backward pass of so many seconds, in whose last micro-batches all ranks together have so many tokens. */
+static double reduction(const gpu_spec *g, const link_spec *l, const state_bytes *s, const model_config *c, int n, double params,
+                        double pass, double tokens, bool early) {
+    double V = (double)c->vocab_size, row = c->d_model * s->gradient,
+           layers = collectives_of_layers(l, c, s->gradient, n, params);
+    double rows = early ? different_words(V, tokens) : V;
+    if (2 * rows > V) return collective(l, V * row, n) + exposed(layers, pass);
+    double passes = 3; /* over the rows' sums: cleared, added to, their squares */
+    return collective(l, rows * row, n) + passes * rows * row / g->stream + exposed(layers + collective(l, V * row, n), pass);
+}
+
+/* Beside a forward pass. */
+static double gathering(const link_spec *l, const model_config *c, int n, double params, double pass) {
+    double embedding = (double)c->vocab_size * c->d_model;
+    return collective(l, embedding * BF16, n) + exposed(collectives_of_layers(l, c, BF16, n, params), pass);
 }
 
 static double weights_of(const model_config *c) {
@@ -126,18 +152,21 @@ step_estimate step_estimate_make(const gpu_spec *g, const link_spec *links, cons
                                  const step_shape *s) {
     step_estimate e = {0}, last = {0};
     double params = weights_of(c);
-    int micro = s->micro < s->rows ? s->micro : s->rows;
-    for (int row = 0; row < s->rows; row += micro) {
+    int micro = s->micro < s->rows ? s->micro : s->rows, rows = 0;
+    for (int row = 0; row < s->rows; row += rows) {
         last = (step_estimate){0};
-        micro_batch(&last, g, state, c, (double)s->T * (s->rows - row < micro ? s->rows - row : micro), s->T);
+        rows = s->rows - row < micro ? s->rows - row : micro;
+        micro_batch(&last, g, state, c, (double)s->T * rows, s->T);
         for (int i = 0; i < N_STEP_TIMES; i++) e.seconds[i] += last.seconds[i];
     }
     double pass = 0;
     for (int i = 0; i < STEP_ADAMW; i++) pass += last.seconds[i];
     e.seconds[STEP_ADAMW] = params * state->adamw / s->ranks / g->stream;
+    bool early = c->tie_embeddings && (int64_t)micro * s->T >= cuda_ops()->overlap_tokens;
     if (s->ranks > 1)
-        e.seconds[STEP_COLLECTIVES] = exposed(links, c, state->gradient, s->ranks, params, pass * 2 / 3) +
-                                      exposed(links, c, BF16, s->ranks, params, pass / 3);
+        e.seconds[STEP_COLLECTIVES] =
+            reduction(g, links, state, c, s->ranks, params, pass * 2 / 3, (double)s->ranks * rows * s->T, early) +
+            gathering(links, c, s->ranks, params, pass / 3);
     e.seconds[STEP_HOST] += 0.3e-3;
     for (int i = 0; i < N_STEP_TIMES; i++) e.total += e.seconds[i];
     e.tokens_per_s = s->step_tokens / e.total;

@@ -32,7 +32,7 @@ EMU_OPT = -O1 --coverage -fprofile-update=atomic
 EMU_RUNTIME_OPT = -O2
 endif
 
-EMU_FLAGS = -g -fopenmp -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -DCUEMU $(CPPFLAGS) -I. -isystem $(CUDA)/include
+EMU_FLAGS = -g -fopenmp -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -DCUEMU -DCUDA_OVERLAP_TOKENS=1 $(CPPFLAGS) -I. -isystem $(CUDA)/include
 EMU_CFLAGS = -std=c11 -D_GNU_SOURCE $(EMU_OPT) $(EMU_FLAGS) $(PKG_CFLAGS)
 # CUDA's sources look at memory through pointers of other types. #pragma unroll is not known here.
 EMU_CXXFLAGS = -std=gnu++17 -fno-strict-aliasing $(EMU_FLAGS) -Wno-unknown-pragmas

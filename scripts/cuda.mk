@@ -8,9 +8,10 @@
 # without CUDA. CUDA is the toolkit's root; where there is no compiler, that of the headers alone.
 
 ifeq ($(origin NVCC),undefined)
-NVCC := $(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc)) $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc build/cuda/bin/nvcc))
+NVCC := $(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc)) $(shell nvcc --version >/dev/null 2>&1 && command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc build/cuda/bin/nvcc))
 endif
-CUDA := $(firstword $(patsubst %/bin/nvcc,%,$(realpath $(NVCC))) $(CUDA_HOME) $(patsubst %/include/cuda_runtime.h,%,$(wildcard /usr/local/cuda/include/cuda_runtime.h build/cuda/include/cuda_runtime.h)))
+# Of a compiler that is only a script elsewhere, the toolkit is where it looks itself.
+CUDA := $(firstword $(if $(NVCC),$(realpath $(shell $(NVCC) --dryrun any.cu 2>&1 | sed -n 's/^\#\$$ TOP=//p'))) $(CUDA_HOME) $(patsubst %/include/cuda_runtime.h,%,$(wildcard /usr/local/cuda/include/cuda_runtime.h build/cuda/include/cuda_runtime.h)))
 
 # The sanitizers and the coverage of the host program would gain nothing: tests/emu has flavours of its own for cuda/.
 ifeq ($(findstring -fsanitize,$(OPT))$(findstring --coverage,$(OPT)),)
@@ -62,7 +63,8 @@ $(BUILD)/cudnn-plans/libcuda.so.1: tests/cudnn_plans_driver.c
 	@echo "link $@" && mkdir -p $(@D)
 	$(Q)$(CC) -std=c11 $(WARN) -shared -fPIC -o $@ $<
 
-cudnn-plans: $(if $(filter %/attention_cudnn.cpp.o,$(CUDA_OBJECTS)),$(addprefix $(BUILD)/cudnn-plans/,plans libcuda.so.1)) ## asks cuDNN for a plan of every attention shape of configs/models, for GPUs that need not be here
+CUDNN_PLANS = $(if $(filter %/attention_cudnn.cpp.o,$(CUDA_OBJECTS)),$(addprefix $(BUILD)/cudnn-plans/,plans libcuda.so.1))
+cudnn-plans: $(CUDNN_PLANS) ## asks cuDNN for a plan of every attention shape of configs/models, for GPUs that need not be here
 	$(if $^,@LD_LIBRARY_PATH="$(BUILD)/cudnn-plans:$$LD_LIBRARY_PATH" $< configs/models/*.yaml,@echo "cudnn-plans: skipped: no cuDNN headers here (make setup-cuda)")
 
 .PHONY: setup-cuda cudnn-plans

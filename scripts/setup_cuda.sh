@@ -13,24 +13,22 @@ environment=build/venv-cuda
 
 say() { echo "setup: $*"; }
 
-# The root of the toolkit that scripts/cuda.mk finds.
-find_toolkit() {
+# The one that scripts/cuda.mk finds.
+find_compiler() {
     local compiler
     for compiler in "${CUDA_HOME:-}/bin/nvcc" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc build/cuda/bin/nvcc; do
-        if [[ -x $compiler ]]; then
-            dirname "$(dirname "$(realpath "$compiler")")"
-            return 0
-        fi
+        "$compiler" --version >/dev/null 2>&1 && echo "$compiler" && return
     done
     return 1
 }
 
-if ! toolkit=$(find_toolkit); then
+if ! compiler=$(find_compiler); then
     VENV=$environment scripts/setup.sh cuda
     ln -sfn "$(cd build && compgen -G 'venv-cuda/lib/python3*/site-packages/nvidia/cu13')" build/cuda
-    toolkit=$(find_toolkit)
+    compiler=$(find_compiler)
 fi
-say "CUDA compiler: $toolkit/bin/nvcc, $("$toolkit/bin/nvcc" --version | grep -o 'V[0-9.]*$')"
+toolkit=$(realpath "$("$compiler" --dryrun any.cu 2>&1 | sed -n 's/^#\$ TOP=//p')")
+say "CUDA compiler: $compiler, $("$compiler" --version | grep -o 'V[0-9.]*$'), of $toolkit"
 
 # Without what it depends on, which is a gigabyte of Python that compiles kernels.
 if [[ -f $toolkit/include/cudnn.h && ! -d $environment/$frontend ]]; then

@@ -153,10 +153,10 @@ format: ## clang-format every C and CUDA file in place
 	@scripts/setup.sh format
 	@scripts/lint.sh format
 
-lint: ## formatting, clang-tidy, cppcheck, shellcheck, that no folder includes from above itself, and what nvcc made of cuda/
+lint: ## formatting, clang-tidy, cppcheck, shellcheck, that no folder includes from above itself, what nvcc made of cuda/, cuDNN's plans
 	@scripts/setup.sh build format lint
-	@$(if $(CUDA_COMPILER),$(SUBMAKE) $(filter %.cu.o,$(CUDA_OBJECTS)))
-	@CUDA_KERNELS="$(filter %.cu.o,$(CUDA_OBJECTS))" scripts/lint.sh check $(FLAGS)
+	@$(if $(CUDA_COMPILER),$(SUBMAKE) -s $(filter %.cu.o,$(CUDA_OBJECTS)) $(CUDNN_PLANS))
+	@CUDA_HEADERS="$(EMU_HEADERS:%/cuda_runtime.h=%)" CUDA_KERNELS="$(filter %.cu.o,$(CUDA_OBJECTS))" CUDNN_PLANS="$(CUDNN_PLANS)" scripts/lint.sh check $(FLAGS)
 
 clean: ## remove what was built; Python environments stay, for they come from the network
 	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name 'venv*' -exec rm -rf {} +; fi

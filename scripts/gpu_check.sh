@@ -116,7 +116,8 @@ steps() {
     if text=$(timeout -k 5 100 python3 scripts/gpu_parity.py --quick "$program" 2>&1); then
         ok "training: ${text%%$'\n'*}"
     else
-        fail "training: $(tail -1 <<<"$text")" "Run scripts/gpu_parity.py $program, and make test-gpu to see which op is wrong."
+        text=$(tail -1 <<<"$text")
+        fail "training: ${text:-not done within 100 s}" "Run scripts/gpu_parity.py $program, and make test-gpu to see which op is wrong."
     fi
 }
 

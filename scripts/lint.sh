@@ -29,6 +29,8 @@ check() { # NAME COMMAND...
     if "$@"; then echo "lint: $name: ok ($((SECONDS - start)) s)"; else failed+=("$name"); fi
 }
 
+skipped() { echo "lint: $1: skipped: $2 (make setup-cuda)"; } # NAME WHY
+
 layers() { python3 scripts/lint_layers.py; }
 
 format() {
@@ -37,11 +39,22 @@ format() {
 }
 
 tidy() { # FLAGS... ; warnings are the compiler's business here, and error.c is what analyzer.h would redefine
-    local flags=(-include scripts/analyzer.h '-DMOBILELLM_VERSION="lint"') flag status
+    local flags=(-include scripts/analyzer.h '-DMOBILELLM_VERSION="lint"') flag
     for flag; do [[ $flag == -W* ]] || flags+=("$flag"); done
-    printf '%s\0' "${c_files[@]/util\/error.c/}" | grep -zv '^$' | xargs -0 -I {} -P "$(nproc)" clang-tidy --quiet {} -- "${flags[@]}" >build/clang-tidy.log 2>&1
+    each_tidy "${c_files[@]/util\/error.c/}" -- "${flags[@]}"
+}
+
+# As the emulator's compiler reads them, because clang 14 does not know the CUDA of the toolkit.
+tidy_cuda() {
+    each_tidy cuda/*.cu -- -x c++ -std=gnu++17 -DCUEMU -I. -isystem "$CUDA_HEADERS" -Itests/emu/include -include tests/emu/emu.h
+}
+
+each_tidy() { # FILE... -- FLAGS...
+    local files=() status
+    while [[ $1 != -- ]]; do [[ $1 ]] && files+=("$1"); shift; done
+    printf '%s\0' "${files[@]}" | xargs -0 -I {} -P "$(nproc)" clang-tidy --quiet --header-filter='\.cuh$' {} "$@" >build/clang-tidy.log 2>&1
     status=$?
-    grep -vE '^[0-9]+ warnings? generated' build/clang-tidy.log
+    grep -vE '^[0-9]+ warnings? generated|^Suppressed|^Use -header-filter' build/clang-tidy.log
     return $status
 }
 
@@ -54,6 +67,16 @@ cpp_check() {
         --suppress=autoVariables --suppress=nullPointerRedundantCheck -D_GNU_SOURCE -Dnoreturn=_Noreturn '-DMOBILELLM_VERSION="lint"' -I . "${c_files[@]}"
 }
 
+# Both passes of each attention in configs/models, for each GPU that tests/cudnn_plans.c describes.
+plans() {
+    local program=${CUDNN_PLANS%% *}
+    if ! LD_LIBRARY_PATH=${program%/*}:${LD_LIBRARY_PATH-} "$program" configs/models/*.yaml >build/cudnn-plans.txt; then
+        grep refused build/cudnn-plans.txt
+        return 1
+    fi
+    grep skipped build/cudnn-plans.txt || true
+}
+
 shell() { shellcheck -x scripts/*.sh scripts/launch/*.sh scripts/launch/*.sbatch .ci/run; }
 
 mkdir -p build
@@ -62,7 +85,9 @@ check clang-format format
 check shellcheck shell
 check cppcheck cpp_check
 check clang-tidy tidy "$@"
+if [[ ${CUDA_HEADERS:-} ]]; then check "clang-tidy of cuda/*.cu" tidy_cuda; else skipped "clang-tidy of cuda/*.cu" "no CUDA headers here"; fi
 # shellcheck disable=SC2086 # one word an object
-[[ -z ${CUDA_KERNELS:-} ]] || check "machine code of cuda/" scripts/lint_cuda.sh $CUDA_KERNELS
+if [[ ${CUDA_KERNELS:-} ]]; then check "machine code of cuda/" scripts/lint_cuda.sh $CUDA_KERNELS; else skipped "machine code of cuda/" "no CUDA compiler here"; fi
+if [[ ${CUDNN_PLANS:-} ]]; then check "cuDNN's plans" plans; else skipped "cuDNN's plans" "no cuDNN headers, or not its frontend's, here"; fi
 
 [[ ${#failed[@]} == 0 ]] || { echo "lint: failed: ${failed[*]}"; exit 1; }

@@ -123,7 +123,10 @@ for each in "${tests[@]}"; do [[ $each == *.log ]] || c_test "$each"; done
 training
 
 if ((gpus > 1)) && [[ -x $folder/tests/test_cuda_collectives ]]; then
-    for ((n = 2; n <= gpus && n <= 8; n *= 2)); do c_test_ranks "$folder/tests/test_cuda_collectives" "$n"; done
+    for each in collectives token_rows; do
+        [[ -x $folder/tests/test_cuda_$each ]] || continue
+        for ((n = 2; n <= gpus && n <= 8; n *= 2)); do c_test_ranks "$folder/tests/test_cuda_$each" "$n"; done
+    done
 else
     skip 1 "collectives between GPUs: one GPU, or no test program"
 fi

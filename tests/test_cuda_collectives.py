@@ -33,8 +33,7 @@ def test_collectives(ranks, streams):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 5])
-@pytest.mark.parametrize("streams", ["eager", "lazy", "rand:3"])
+@pytest.mark.parametrize("ranks, streams", [(2, "eager"), (3, "lazy"), (5, "rand:3")])
 def test_token_rows(ranks, streams):
     done, _ = start(ranks, program=TOKEN_ROWS, CUEMU_STREAMS=streams)
     assert done.returncode == 0, done.stdout + done.stderr

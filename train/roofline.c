@@ -121,7 +121,7 @@ static double collectives_of_layers(const link_spec *l, const model_config *c, d
  * own words, and has fewer. */
 static double different_words(double vocabulary, double tokens) {
     double words = 0, euler = 0.5772, most_frequent = tokens / (log(vocabulary) + euler);
-    for (double i = 1; i <= vocabulary; i++) words -= expm1(-most_frequent / i);
+    for (int64_t i = 1; i <= (int64_t)vocabulary; i++) words -= expm1(-most_frequent / (double)i);
     return words;
 }
 

@@ -33,6 +33,10 @@ typedef struct op_limits {
     dtype x;
     int B, T, C, F, H, K, D;
     int64_t V, head_rows; /* rows of the largest logits chunk */
+    bool training;        /* backward passes too */
+    bool full;            /* attention over whole rows occurs */
+    int window;           /* attention over so many keys occurs; 0: it does not */
+    bool documents;       /* attention always gets `doc` */
 } op_limits;
 
 typedef struct adamw_step {
@@ -61,9 +65,13 @@ typedef struct ops {
     /* threads: 0 means what OMP_NUM_THREADS or the machine says (cpu); local_rank picks the device (cuda). */
     int (*open)(backend **b, int threads, int local_rank, error *err);
     void (*close)(backend *b);
-    const char *(*describe)(backend *b);           /* one line for the banner: processor, threads, instruction set */
+    const char *(*describe)(backend *b); /* one line for the banner: processor, threads, instruction set */
+    /* By what the attention since `open` was done, and why: a line, "" if there was none. NULL: there is only one way. */
+    const char *(*describe_attention)(backend *b);
     int (*check)(backend *b, dtype x, error *err); /* can this device compute in x? */
-    double (*peak_flops)(backend *b, dtype x);     /* FLOP/s by its data sheet; 0: unknown, measure a GEMM */
+    /* Do the kernels take these sizes? b NULL: for a device that is not here. NULL: they take all. */
+    int (*check_sizes)(backend *b, const op_limits *limits, error *err);
+    double (*peak_flops)(backend *b, dtype x); /* FLOP/s by its data sheet; 0: unknown, measure a GEMM */
     /* Bytes that each of local_size ranks of this machine may count on. */
     size_t (*memory_available)(backend *b, int local_size);
     size_t (*memory_used)(backend *b);                    /* bytes: resident in this process (cpu), taken of the device (cuda) */

@@ -3,8 +3,8 @@
  * cuDNN is asked in bf16, for rows of one document, and head sizes that are multiples of 8; packed documents are our own
  * kernels'. Its backward pass that gives the same bits each time sums dq of every 128 keys in memory of its own, in proportion to
  * T^2: 285 MB for a row of 2,048 positions and 32 heads of 64. So it takes as many rows at once as WORKSPACE has room for, and if
- * that is none, our own backward pass, which needs no such memory, runs. The plans of the largest shape are made when scratch
- * memory is planned, those of another (a window, fewer rows) when it comes first: half a second of the host each.
+ * that is none, our own backward pass, which needs no such memory, runs. The plans of the largest shapes are made when scratch
+ * memory is planned, those for fewer rows when they come first: half a second of the host each.
  *
  * The environment variable MOBILELLM_ATTENTION says `own` or `cudnn`, for tests and comparisons: one of them always, and with
  * cudnn a failure where it refuses what it would have been asked for. */
@@ -16,11 +16,11 @@
 #include <string.h>
 
 #include "cuda/attention_cudnn.h"
+#include "cuda/plan.h"
 #include "util/arena.h"
 
-static const size_t WORKSPACE = (size_t)512 << 20; /* bytes that a plan may run with */
-
-enum { MAX_PLANS = 64 }; /* shapes of a run: each window, and its last batch, forward and backward */
+enum { WORKSPACE = CUDA_ATTENTION_WORKSPACE }; /* bytes that a plan may run with */
+enum { MAX_PLANS = 256 };                      /* shapes of a run: each window and number of rows, forward and backward */
 
 /* What cuDNN has said to a shape. */
 typedef struct answer {
@@ -32,9 +32,13 @@ typedef struct answer {
 struct attention_plans {
     bool only_cudnn;
     cudnn_attention *cudnn; /* NULL: our own kernels only */
+    char absent[200];       /* why it is */
     int n;
     answer answers[MAX_PLANS];
-    error notice; /* why our own kernels run where cuDNN was asked: the first reason; code STATUS_OK if none */
+    char refused[400];     /* what cuDNN refused first, and why; "": nothing */
+    bool by_cudnn;         /* some call was its */
+    char own[400];         /* why the first call that was not, was not; "": all were */
+    char description[600]; /* of all that */
 };
 
 #ifdef MOBILELLM_CUDNN
@@ -53,6 +57,14 @@ static int open_cudnn(backend *b, error *err) {
     return cudnn->open(&b->attention->cudnn, b->libraries, b->stream, err);
 }
 
+/* Where the library was looked for, and what to install, is of no use to who does not need it. */
+static void keep_first_sentence(char *kept, size_t size, const char *text) {
+    const char *dot = strstr(text, ". ");
+    size_t length = strcspn(text, "\n");
+    if (dot && (size_t)(dot - text) < length) length = (size_t)(dot - text);
+    snprintf(kept, size, "%.*s", (int)length, text);
+}
+
 int cuda_attention_open(backend *b, error *err) {
     const char *wish = getenv("MOBILELLM_ATTENTION");
     bool own = wish && strcmp(wish, "own") == 0, only_cudnn = wish && strcmp(wish, "cudnn") == 0;
@@ -62,9 +74,11 @@ int cuda_attention_open(backend *b, error *err) {
     if (b->attention == NULL) return error_set(err, STATUS_RESOURCE, "no memory for the CUDA backend");
     b->attention->only_cudnn = only_cudnn;
     error why;
-    if (own || open_cudnn(b, &why) == 0) return 0;
+    if (own) snprintf(why.text, sizeof why.text, "MOBILELLM_ATTENTION is own");
+    if (!own && open_cudnn(b, &why) == 0) return 0;
     if (only_cudnn) return error_set(err, STATUS_RESOURCE, "MOBILELLM_ATTENTION is cudnn: %s", why.text);
-    return 0; /* the banner tells which libraries there are */
+    keep_first_sentence(b->attention->absent, sizeof b->attention->absent, why.text);
+    return 0;
 }
 
 void cuda_attention_close(backend *b) {
@@ -77,15 +91,21 @@ void cuda_attention_close(backend *b) {
     b->attention = NULL;
 }
 
-const char *cuda_attention_notice(const backend *b) { return b->attention->notice.text; }
+const char *cuda_attention_describe(backend *b) {
+    struct attention_plans *plans = b->attention;
+    char version[48];
+    const char *cudnn_is = plans->by_cudnn ? libraries_name(version, b->libraries, LIBRARY_CUDNN) : "";
+    snprintf(plans->description, sizeof plans->description, "%s%s%s%s", cudnn_is, *cudnn_is && *plans->own ? "; " : "",
+             *plans->own ? "our own kernels: " : "", plans->own);
+    return plans->description;
+}
 
 /* ---- cuDNN ---- */
 
 static int refuse(struct attention_plans *plans, const cudnn_shape *s, const char *why) {
-    if (plans->notice.code == STATUS_OK)
-        error_set(&plans->notice, STATUS_RESOURCE,
-                  "attention's %s pass of B %d T %d H %d K %d D %d window %d by our own kernels: %s",
-                  s->backward ? "backward" : "forward", s->B, s->T, s->H, s->K, s->D, s->window, why);
+    if (*plans->refused == '\0')
+        snprintf(plans->refused, sizeof plans->refused, "the %s pass of B %d T %d H %d K %d D %d window %d: %.200s",
+                 s->backward ? "backward" : "forward", s->B, s->T, s->H, s->K, s->D, s->window, why);
     return 0;
 }
 
@@ -118,9 +138,8 @@ static bool same_shape(const cudnn_shape *a, const cudnn_shape *b) {
            a->window == b->window;
 }
 
-/* What cuDNN says to the shape, asked once; NULL: it is not asked. */
+/* What cuDNN says to the shape, asked once; NULL: it has been asked too much. */
 static const answer *ask(struct attention_plans *plans, const cudnn_shape *s, size_t most) {
-    if (!plans->cudnn || s->D % 8 != 0) return NULL;
     for (int i = 0; i < plans->n; i++)
         if (same_shape(&plans->answers[i].shape, s)) return &plans->answers[i];
     if (plans->n == MAX_PLANS) return NULL;
@@ -130,14 +149,27 @@ static const answer *ask(struct attention_plans *plans, const cudnn_shape *s, si
     return a;
 }
 
+/* Why cuDNN is not asked; NULL: it is. */
+static const char *not_asked(const struct attention_plans *plans, bool documents, dtype x, int D) {
+    if (x != DTYPE_BF16) return "cuDNN is asked in bf16 only";
+    if (documents) return "rows of several documents (data.mask_documents)";
+    if (D % 8 != 0) return "cuDNN takes heads whose size is a multiple of 8";
+    return plans->cudnn ? NULL : plans->absent;
+}
+
 /* The plan of a call, or NULL: our own kernels. */
 static const answer *choose(backend *b, bool backward, const attention *a, const int32_t *doc, dtype x) {
-    if (doc || x != DTYPE_BF16) return NULL;
+    struct attention_plans *plans = b->attention;
+    const char *why = not_asked(plans, doc != NULL, x, a->D);
     cudnn_shape s = {backward, a->B, a->T, a->H, a->K, a->D, a->window};
-    const answer *said = ask(b->attention, &s, b->scratch_bytes < WORKSPACE ? b->scratch_bytes : WORKSPACE);
-    if (said && said->plan) return said;
-    if (b->attention->only_cudnn)
-        cuda_fail(b, "MOBILELLM_ATTENTION is cudnn", said ? b->attention->notice.text : "not for this head size");
+    const answer *said = why ? NULL : ask(plans, &s, b->scratch_bytes < WORKSPACE ? b->scratch_bytes : WORKSPACE);
+    if (said && said->plan) {
+        plans->by_cudnn = true;
+        return said;
+    }
+    if (!why) why = said ? plans->refused : "more shapes than plans are kept of";
+    if (*plans->own == '\0') snprintf(plans->own, sizeof plans->own, "%s", why);
+    if (plans->only_cudnn && x == DTYPE_BF16 && !doc) cuda_fail(b, "MOBILELLM_ATTENTION is cudnn", why);
     return NULL;
 }
 
@@ -179,21 +211,59 @@ static statistics allocate(arena *memory, int B, int T, int H) {
     return s;
 }
 
-size_t cuda_attention_scratch(const backend *b, const op_limits *limits) {
-    if (limits->K == 0) return 0;
-    arena dry = arena_dry();
-    allocate(&dry, limits->B, limits->T, limits->H);
-    size_t most = dry.peak;
-    for (int backward = 0; backward < 2 && b && limits->x == DTYPE_BF16; backward++) {
-        cudnn_shape s = {backward, limits->B, limits->T, limits->H, limits->K, limits->D, limits->T};
-        const answer *said = ask(b->attention, &s, WORKSPACE);
+static int keys_seen(int window, int T) { return window > 0 && window < T ? window : T; }
+
+/* The largest calls of a run: each pass of each kind of layer. Returns how many. */
+static int largest_calls(cudnn_shape calls[4], const op_limits *l) {
+    int n = 0;
+    for (int backward = 0; backward <= (int)l->training; backward++) {
+        if (l->full) calls[n++] = (cudnn_shape){backward, l->B, l->T, l->H, l->K, l->D, l->T};
+        if (l->window) calls[n++] = (cudnn_shape){backward, l->B, l->T, l->H, l->K, l->D, keys_seen(l->window, l->T)};
+    }
+    return n;
+}
+
+static size_t cudnn_workspace(struct attention_plans *plans, const op_limits *limits) {
+    cudnn_shape calls[4];
+    int n = not_asked(plans, limits->documents, limits->x, limits->D) ? 0 : largest_calls(calls, limits);
+    size_t most = 0;
+    for (int i = 0; i < n; i++) {
+        const answer *said = ask(plans, &calls[i], WORKSPACE);
         if (said && said->plan && cudnn->workspace(said->plan) > most) most = cudnn->workspace(said->plan);
     }
     return most;
 }
 
+size_t cuda_attention_scratch(const backend *b, const op_limits *limits) {
+    if (limits->K == 0) return 0;
+    arena dry = arena_dry();
+    allocate(&dry, limits->B, limits->T, limits->H);
+    size_t workspace = b ? cudnn_workspace(b->attention, limits) : cuda_planned_cudnn(limits);
+    return workspace > dry.peak ? workspace : dry.peak;
+}
+
+int cuda_attention_check(const backend *b, const op_limits *limits, error *err) {
+    struct attention_plans *plans = b->attention;
+    cudnn_shape calls[4];
+    if (limits->D <= ATTENTION_MAX_D) return 0;
+    const char *why = not_asked(plans, limits->documents, limits->x, limits->D);
+    for (int i = 0, n = largest_calls(calls, limits); i < n; i++) {
+        const answer *said = why ? NULL : ask(plans, &calls[i], WORKSPACE);
+        if (said && said->plan) continue;
+        return error_set(
+            err, STATUS_USAGE,
+            "model.head_dim: found %d, and our attention kernels for GPUs take at most %d. cuDNN, which may take more,\n"
+            "does not run it here: %s. Use smaller heads, or device: cpu.",
+            limits->D, ATTENTION_MAX_D,
+            said  ? plans->refused
+            : why ? why
+                  : "too many shapes");
+    }
+    return 0;
+}
+
 static attention call_of(int window, int B, int T, int H, int K, int D) {
-    attention a = {.B = B, .T = T, .H = H, .K = K, .D = D, .window = window > 0 && window < T ? window : T};
+    attention a = {.B = B, .T = T, .H = H, .K = K, .D = D, .window = keys_seen(window, T)};
     a.row = (int64_t)(H + 2 * K) * D;
     a.scale = 1.0f / sqrtf((float)D);
     return a;

@@ -8,12 +8,13 @@
 #define MOBILELLM_CUDA_ATTENTION_H
 
 #include "cuda/cuda.h"
+#include "cuda/plan.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-enum { ATTENTION_MAX_D = 128 }; /* head sizes of the kernels here: what the registers of a thread hold */
+enum { ATTENTION_MAX_D = CUDA_OWN_HEAD_DIM }; /* head sizes of the kernels here: what the registers of a thread hold */
 
 /* One call. */
 typedef struct attention {
@@ -24,9 +25,6 @@ typedef struct attention {
     int64_t row;                 /* elements of a token in qkv: (H+2K)*D */
     float scale;                 /* 1 / sqrt(D) */
 } attention;
-
-/* Why our own kernels run although cuDNN was asked, a line; "" if it never refused. */
-const char *cuda_attention_notice(const backend *b);
 
 /* first and last, from doc and the window. */
 void cuda_attention_bounds(backend *b, int32_t *first, /* (B,T) */

@@ -141,6 +141,12 @@ static int check(backend *b, dtype x, error *err) {
     return 0;
 }
 
+/* Heads that only cuDNN takes need a plan of it. */
+static int check_sizes(backend *b, const op_limits *limits, error *err) {
+    if (cuda_check_sizes(limits, err)) return -1;
+    return b ? cuda_attention_check(b, limits, err) : 0;
+}
+
 /* Dense tensor throughput with fp32 accumulation, as data sheets give it; the first name that is a word of the GPU's. */
 static const struct known_gpu {
     const char *name;
@@ -269,9 +275,10 @@ static void *alloc_memory(backend *b, size_t bytes, error *err) {
     cudaGetLastError();
     cudaMemGetInfo(&free_bytes, &total);
     error_set(err, STATUS_RESOURCE,
-              "the GPU refused %.2f GiB of memory: %.2f of its %.2f GiB are free (%s).\n"
-              "Use smaller micro-batches (batch.micro), or more ranks; `mobilellm plan` tells what a run needs.",
-              (double)bytes * 0x1p-30, (double)free_bytes * 0x1p-30, (double)total * 0x1p-30, cudaGetErrorString(failed));
+              "the GPU refused %.2f GiB of memory: %.2f of its %.2f GiB are free%s (%s).\n"
+              "Ask for less, or end what else has memory there: `nvidia-smi` shows it.",
+              (double)bytes * 0x1p-30, (double)free_bytes * 0x1p-30, (double)total * 0x1p-30,
+              free_bytes < bytes ? "" : ", and not in one piece", cudaGetErrorString(failed));
     return NULL;
 }
 
@@ -317,6 +324,8 @@ const ops *cuda_ops(void) {
         .close = close_backend,
         .describe = describe,
         .check = check,
+        .check_sizes = check_sizes,
+        .describe_attention = cuda_attention_describe,
         .peak_flops = peak_flops,
         .memory_available = memory_available,
         .memory_used = memory_used,

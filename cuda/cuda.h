@@ -97,7 +97,9 @@ void cuda_linear_backward_weight(backend *b, float *dw, const void *dy, const vo
 
 int cuda_attention_open(backend *b, error *err);
 void cuda_attention_close(backend *b);
-size_t cuda_attention_scratch(const backend *b, const op_limits *limits); /* b NULL: of our own kernels */
+const char *cuda_attention_describe(backend *b);                                 /* see describe_attention in ops.h */
+int cuda_attention_check(const backend *b, const op_limits *limits, error *err); /* see check_sizes in ops.h */
+size_t cuda_attention_scratch(const backend *b, const op_limits *limits); /* b NULL: the most it may be on a GPU with cuDNN */
 void cuda_attention_forward(backend *b, void *o, float *lse, const void *qkv, const int32_t *doc, int window, dtype x, int B,
                             int T, int H, int K, int D);
 void cuda_attention_backward(backend *b, void *dqkv, const void *d_o, const void *o, const float *lse, const void *qkv,
@@ -117,13 +119,13 @@ void cuda_embedding_forward(backend *b, void *y, const int32_t *tokens, const vo
 void cuda_embedding_backward(backend *b, float *dw, const void *dy, const int32_t *tokens, dtype x, int64_t N, int C,
                              int64_t first, int64_t V);
 
-size_t cuda_rmsnorm_scratch(const op_limits *limits); /* C: up to 8,192 */
+size_t cuda_rmsnorm_scratch(const op_limits *limits); /* C: up to CUDA_MOST_D_MODEL */
 void cuda_rmsnorm_forward(backend *b, void *y, float *rstd, void *h_out, const void *h, const void *delta, const void *w,
                           float eps, dtype x, int64_t N, int C);
 void cuda_rmsnorm_backward(backend *b, void *dh, float *dw, const void *dy, const void *h, const float *rstd, const void *w,
                            bool accumulate, dtype x, int64_t N, int C);
 
-size_t cuda_qk_rope_scratch(const op_limits *limits); /* D: even, up to 256 */
+size_t cuda_qk_rope_scratch(const op_limits *limits); /* D: even, up to CUDA_MOST_HEAD_DIM */
 void cuda_qk_rope_forward(backend *b, void *qkv, void *raw, float *rstd, const void *wq, const void *wk, const float *cosines,
                           const float *sines, const int32_t *pos, qk_norm norm, rope_pairs pairs, float eps, dtype x, int64_t N,
                           int H, int K, int D);

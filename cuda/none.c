@@ -13,12 +13,18 @@ static size_t scratch_bytes(backend *b, const op_limits *limits) {
     return cuda_planned_scratch(limits);
 }
 
+static int check_sizes(backend *b, const op_limits *limits, error *err) {
+    (void)b;
+    return cuda_check_sizes(limits, err);
+}
+
 const ops *cuda_ops(void) {
     static const ops table = {.name = "cuda",
                               .run_ahead = 1,
                               .head_logits = CUDA_HEAD_LOGITS,
                               .overlap_tokens = CUDA_OVERLAP_TOKENS,
                               .open = open_none,
+                              .check_sizes = check_sizes,
                               .scratch_bytes = scratch_bytes};
     return &table;
 }

@@ -4,8 +4,21 @@
 
 #include "ops.h"
 
-/* cuBLASLt's workspace: NVIDIA's advice for Hopper. */
-enum { CUDA_GEMM_WORKSPACE = 32 << 20 };
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cuBLASLt's workspace, NVIDIA's advice for Hopper; the most that cuDNN's may be. */
+enum { CUDA_GEMM_WORKSPACE = 32 << 20, CUDA_ATTENTION_WORKSPACE = 512 << 20 };
+
+/* What the kernels take. Heads above CUDA_OWN_HEAD_DIM are for cuDNN's attention alone. */
+enum {
+    CUDA_MOST_D_MODEL = 8192,
+    CUDA_MOST_HEAD_DIM = 256,
+    CUDA_OWN_HEAD_DIM = 128,
+    CUDA_MOST_ROWS = 65535,
+    CUDA_MOST_T = 1 << 20
+};
 
 /* 8192 rows of the largest vocabulary: with fewer, adding up the head's gradient costs more than its products. */
 #define CUDA_HEAD_LOGITS ((int64_t)8192 * 202048)
@@ -17,10 +30,22 @@ enum { CUDA_GEMM_WORKSPACE = 32 << 20 };
 #define CUDA_OVERLAP_TOKENS 3072
 #endif
 
-/* Scratch memory of the backend, nearly: of its ops, GEMMs and attention (two bounds and H sums a token) need the most. */
-static inline size_t cuda_planned_scratch(const op_limits *limits) {
-    size_t attention = (size_t)limits->B * (size_t)limits->T * (2 + (size_t)limits->H) * sizeof(float);
-    return attention > CUDA_GEMM_WORKSPACE ? attention : CUDA_GEMM_WORKSPACE;
-}
+/* Is there anything in such a run that cuDNN is asked for? */
+bool cuda_asks_cudnn(const op_limits *limits);
 
+/* Bytes that cuDNN wants for all rows of these sizes at once, at most. */
+double cuda_cudnn_workspace(const op_limits *limits);
+
+/* What such a run gives it, at most: with less than all rows want, it takes fewer at once. */
+size_t cuda_planned_cudnn(const op_limits *limits);
+
+/* Scratch memory of the backend, nearly: of its ops, GEMMs and attention (two bounds and H sums a token) need the most. */
+size_t cuda_planned_scratch(const op_limits *limits);
+
+/* -1: sizes that the kernels do not take. What only a GPU with cuDNN can tell is let pass. */
+int cuda_check_sizes(const op_limits *limits, error *err);
+
+#ifdef __cplusplus
+}
+#endif
 #endif

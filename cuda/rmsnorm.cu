@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "cuda/device.cuh"
+#include "cuda/plan.h"
 
 /* Packs that a thread holds of a row. */
 template <typename A>
@@ -16,7 +17,8 @@ constexpr int PACKS = A::W == 1 ? 32 : 8;
 constexpr int BLOCK = block_threads(128); /* teams of a warp share one */
 constexpr int LONG_TEAM = 256;            /* threads for a long row; fewer would not hold it */
 
-constexpr int MOST_C = 8192; /* what a block of LONG_TEAM holds in either format, in registers and in shared memory */
+constexpr int MOST_C =
+    CUDA_MOST_D_MODEL; /* what a block of LONG_TEAM holds in either format, in registers and in shared memory */
 
 /* Threads of a block of teams of T. */
 template <int T>

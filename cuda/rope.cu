@@ -7,10 +7,11 @@
 #include <assert.h>
 
 #include "cuda/device.cuh"
+#include "cuda/plan.h"
 
 constexpr int BLOCK = block_threads(256);
 constexpr int WARPS = BLOCK / WARP;
-constexpr int MOST_D = 256;
+constexpr int MOST_D = CUDA_MOST_HEAD_DIM;
 
 /* How many times W pairs a lane has of a head: with wide accesses a warp holds a head of MOST_D. */
 template <int W>

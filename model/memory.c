@@ -103,11 +103,30 @@ static int copy_config(model_config *to, const model_config *from, error *err) {
     return to->attention ? 0 : error_set(err, STATUS_RESOURCE, "no memory for a model config");
 }
 
+static op_limits limits_of(const model_config *c, const model_options *o) {
+    return (op_limits){.x = o->x,
+                       .B = o->B,
+                       .T = o->T,
+                       .C = c->d_model,
+                       .F = c->d_ffn,
+                       .H = c->n_heads,
+                       .K = c->n_kv_heads,
+                       .D = c->head_dim,
+                       .V = c->vocab_size,
+                       .head_rows = o->head_chunk,
+                       .training = o->training,
+                       .full = strchr(c->attention, 'f') != NULL,
+                       .window = strchr(c->attention, 'w') ? c->window : 0,
+                       .documents = o->documents};
+}
+
 int model_open(model *m, const model_config *c, const model_options *o, const ops *op, backend *b, arena *device, error *err) {
     *m = (model){.options = *o, .ops = op, .backend = b};
     int64_t N = (int64_t)o->B * o->T;
     if (m->options.head_chunk == 0 || m->options.head_chunk > N)
         m->options.head_chunk = model_head_chunk(op->head_logits, c->vocab_size, N);
+    op_limits limits = limits_of(c, &m->options);
+    if (op->check_sizes && op->check_sizes(b, &limits, err)) return -1;
     if (copy_config(&m->config, c, err)) return -1;
     if (registry_build(&m->registry, c, o->ways, err)) goto fail;
     m->layers = calloc((size_t)c->n_layers, sizeof *m->layers);
@@ -119,8 +138,6 @@ int model_open(model *m, const model_config *c, const model_options *o, const op
     m->params = arena_alloc(device, "parameters", flat * dtype_size(o->x));
     if (o->training) m->grads = arena_alloc(device, "gradients", flat * sizeof(float));
     activation_memory(m, device);
-    op_limits limits = {o->x,       o->B,          o->T,        c->d_model,    c->d_ffn,
-                        c->n_heads, c->n_kv_heads, c->head_dim, c->vocab_size, m->options.head_chunk};
     size_t scratch_bytes = op->scratch_bytes(b, &limits);
     void *scratch = arena_alloc(device, "scratch", scratch_bytes);
     if (device->base == NULL) return 0;

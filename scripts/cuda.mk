@@ -32,7 +32,7 @@ CUDA_OBJECTS += $(BUILD)/obj/cuda/attention_cudnn.cpp.o
 $(BUILD)/obj/cuda/attention.o: private FLAGS += -DMOBILELLM_CUDNN
 endif
 else
-CUDA_LEFT_OUT = $(filter-out cuda/none.c,$(wildcard cuda/*.c))
+CUDA_LEFT_OUT = $(filter-out cuda/none.c cuda/plan.c,$(wildcard cuda/*.c))
 endif
 
 $(BUILD)/obj/cuda/attention.o: $(BUILD)/cuda-flags

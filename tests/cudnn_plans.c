@@ -2,12 +2,13 @@
  *
  * cuDNN plans for a GPU by its description alone, if only the loader finds a driver: `make cudnn-plans` gives it one that does
  * nothing (tests/cudnn_plans_driver.c). A line for each plan, with engine and workspace, or the reason of a refusal. It proves
- * that the graphs are such as cuDNN accepts, and shows what memory they want; neither numbers nor speed. A refused forward pass
- * is an error; of a backward pass it is not, since our own needs no workspace. */
+ * that the graphs are such as cuDNN accepts, and that they want no more memory than `mobilellm plan` counts for them; neither
+ * numbers nor speed. A refused forward pass is an error; of a backward pass it is not, since our own needs no workspace. */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "cuda/attention_cudnn.h"
+#include "cuda/plan.h"
 #include "model/config.h"
 
 /* As cuDNN describes them itself: CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION. */
@@ -34,6 +35,11 @@ static const struct gpu {
 
 enum { TOKENS = 8192, MAX_SHAPES = 256 };
 static const int lengths[] = {2048, 8192};
+
+/* Of no model: lengths that fill no tile, large and odd heads, as many of keys as of queries. */
+static const cudnn_shape odd_shapes[] = {{1, 4, 2000, 32, 8, 64, 2000},  {1, 3, 100, 4, 4, 64, 100}, {1, 5, 1, 8, 8, 64, 1},
+                                         {1, 2, 1025, 12, 12, 128, 300}, {1, 1, 65, 3, 1, 96, 64},   {1, 7, 33, 2, 2, 8, 33},
+                                         {1, 64, 256, 16, 16, 128, 256}, {1, 1, 300, 2, 1, 72, 300}};
 
 static int fail(const error *err) {
     fprintf(stderr, "cudnn_plans: %s\n", err->text);
@@ -67,19 +73,23 @@ static int add_model(cudnn_shape *shapes, int n, const char *path) {
     return n;
 }
 
-/* 1: cuDNN refused a forward pass. */
+/* 1: cuDNN refused a forward pass, or wants more memory than is planned. */
 static int print_plan(cudnn_attention *c, const char *gpu, const cudnn_shape *s) {
     error err;
     cudnn_plan *plan = attention_by_cudnn.plan(c, s, &err);
     printf("%-5s %-8s %3d %4d %4d %4d %4d %7d  ", gpu, s->backward ? "backward" : "forward", s->B, s->T, s->H, s->K, s->D,
            s->window);
-    if (plan)
-        printf("%8.1f  %s\n", (double)attention_by_cudnn.workspace(plan) * 1e-6, attention_by_cudnn.name(plan));
-    else
+    if (!plan) {
         printf("refused: %s\n", err.text);
+        return !s->backward;
+    }
+    op_limits limits = {.x = DTYPE_BF16, .B = s->B, .T = s->T, .H = s->H, .K = s->K, .D = s->D, .training = s->backward};
+    double taken = (double)attention_by_cudnn.workspace(plan), most = cuda_cudnn_workspace(&limits);
+    bool more = taken > most;
+    printf("%8.1f  %s%s\n", taken * 1e-6, attention_by_cudnn.name(plan), more ? ": more than is counted on" : "");
     fflush(stdout);
-    if (plan) attention_by_cudnn.destroy(plan);
-    return !plan && !s->backward;
+    attention_by_cudnn.destroy(plan);
+    return more;
 }
 
 int main(int argc, char **argv) {
@@ -98,8 +108,10 @@ int main(int argc, char **argv) {
         cudnn_attention *c;
         if (attention_by_cudnn.open_described(&c, &l, gpus[g].description, gpus[g].capability, &err)) return fail(&err), 1;
         for (int i = 0; i < n; i++) refused += print_plan(c, gpus[g].name, &shapes[i]);
+        for (size_t i = 0; i < sizeof odd_shapes / sizeof *odd_shapes; i++)
+            refused += print_plan(c, gpus[g].name, &odd_shapes[i]);
         attention_by_cudnn.close(c);
     }
-    if (refused) fprintf(stderr, "cudnn_plans: cuDNN refuses %d forward passes\n", refused);
+    if (refused) fprintf(stderr, "cudnn_plans: %d plans are not as they are counted on\n", refused);
     return refused > 0;
 }

@@ -92,7 +92,8 @@ static void *on_device(const ops *op, backend *b, const void *host, size_t bytes
 static results run_on(const problem *p, const ops *op, backend *b, dtype x, const void *qkv, const void *d_o, const void *o) {
     size_t size = dtype_size(x), qkv_bytes = (size_t)n_qkv(p) * size, o_bytes = (size_t)n_o(p) * size,
            lse_bytes = (size_t)n_lse(p) * sizeof(float);
-    op_limits limits = {.x = x, .B = p->B, .T = p->T, .H = p->H, .K = p->K, .D = p->D};
+    op_limits limits = {.x = x, .B = p->B, .T = p->T, .H = p->H, .K = p->K, .D = p->D, .training = true, .window = p->window};
+    limits.full = p->window == 0;
     size_t scratch_bytes = op->scratch_bytes(b, &limits);
     void *scratch = on_device(op, b, NULL, scratch_bytes), *in = on_device(op, b, qkv, qkv_bytes);
     void *out = on_device(op, b, NULL, o_bytes), *lse = on_device(op, b, NULL, lse_bytes);

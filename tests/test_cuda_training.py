@@ -160,6 +160,64 @@ def test_the_plan_is_what_is_taken(start, ranks):
 
 
 @only_emulated
+@pytest.mark.parametrize("keys, said", [
+    ({"model__d_model": 8200}, ["model.d_model: found 8200", "at most 8192", "device: cpu"]),
+    ({"model__head_dim": 258}, ["model.head_dim: found 258", "at most 256"]),
+    ({"model__head_dim": 136}, ["model.head_dim: found 136", "at most 128", "cuDNN"]),
+    ({"model__head_dim": 136, "dtype": "bf16"}, ["model.head_dim: found 136", "at most 128", "cuDNN"]),
+    ({"data__seq_len": 1, "batch__tokens": 65536, "batch__micro": 65536}, ["batch.micro", "found 65536", "at most 65535"]),
+])  # fmt: skip
+def test_sizes_beyond_the_kernels_are_errors_of_the_config(start, keys, said):
+    """For the device at hand as for one that is not here; nothing is started."""
+    directory, arguments = start("run", **keys)
+    for command in (["train"], ["train", "--dry-run"], ["plan"], ["plan", "--device", "h100"]):
+        if "--device" in command and keys.get("dtype") == "bf16":
+            continue  # cuDNN, if it is there, may take such heads
+        _, err = run_cuda([command[0], *arguments[1:]], *command[1:], status=2)
+        assert "small.yaml: " in err and all(word in err for word in said), err
+    assert not Path(directory).exists()
+
+
+@only_emulated
+@pytest.mark.parametrize("keys, said", [
+    ({"dtype": "f32"}, "our own kernels: cuDNN is asked in bf16 only"),
+    ({"dtype": "bf16", "data__mask_documents": "true"}, "our own kernels: rows of several documents (data.mask_documents)"),
+    ({"dtype": "bf16", "model__head_dim": 20}, "our own kernels: cuDNN takes heads whose size is a multiple of 8"),
+    ({"dtype": "bf16"}, "our own kernels: MOBILELLM_ATTENTION is own"),
+    ({"dtype": "f32", "model__attention": "ssss"}, None),
+])  # fmt: skip
+def test_what_attention_runs_by_is_told_once(start, keys, said):
+    _, arguments = start("run", train__tokens=384, schedule__warmup_tokens=32, **keys)
+    out, _ = run_cuda(arguments, ranks=2, MOBILELLM_ATTENTION="own")
+    told = [line.split(None, 1)[1] for line in out.splitlines() if line.startswith("  attention ")]
+    assert told == ([said] if said else [])
+
+
+@only_emulated
+def test_a_plan_for_a_device_elsewhere_counts_what_cudnn_may_take(start):
+    """The gradients of the scores (in bf16, by far the most of it) of all rows, or as many as fit in 512 MiB."""
+    _, arguments = start("run", data__seq_len=2048, batch__tokens=2048 * 16, batch__micro=16, dtype="bf16")
+
+    def scratch(*keys):
+        """In MiB."""
+        out, _ = run_cuda(["plan", *arguments[1:], *keys], "--device", "h100")
+        assert "at most" in out and "known on the GPU only" in out
+        number, unit = out.split("+ scratch ")[1].split()[:2]
+        assert unit == "MiB"
+        return float(number)
+
+    scores = 4 * 2048 * 2048 * 2 / 2**20
+    assert 4 * scores < scratch("batch.micro=4") < 1.1 * 4 * scores
+    assert scratch() == 512
+    assert scratch("model.attention=wwww", "batch.micro=4") == scratch("batch.micro=4")
+    for keys in (["dtype=f32"], ["data.mask_documents=true"], ["model.attention=ssss"], ["model.head_dim=20"]):
+        assert scratch(*keys) == 32, keys
+    assert "at most" not in run_cuda(["plan", *arguments[1:]])[0]
+    out, _ = run_cuda(["plan", *arguments[1:], "--json"], "--device", "h100")
+    assert conftest.json.loads(out)["memory_is_upper_bound"]
+
+
+@only_emulated
 def test_a_machine_without_a_gpu_is_told_so(start):
     _, arguments = start("none")
     _, err = run_cuda(arguments, status=4, CUEMU_DEVICES="0")
@@ -175,7 +233,14 @@ def test_more_ranks_than_gpus_are_refused(start):
 
 @only_emulated
 def test_a_device_too_small_is_refused_before_anything_starts(start):
-    directory, arguments = start("small")
-    _, err = run_cuda(arguments, status=4, CUEMU_MEMORY=str(8 << 20))
-    assert "batch.micro" in err
-    assert not list(Path(directory).glob("*.h5"))
+    """Whether the GPU has too little, or what it has lies in pieces."""
+    for name, variables in [("small", {"CUEMU_MEMORY": str(8 << 20)}), ("pieces", {"CUEMU_LARGEST": str(8 << 20)})]:
+        directory, arguments = start(name)
+        _, err = run_cuda(arguments, status=4, **variables)
+        out, _ = run_cuda(["plan", *arguments[1:], "--json"])
+        planned = conftest.json.loads(out)["memory_bytes_per_rank"]
+        assert "8.00 MiB" in err if name == "small" else "refused 0.03 GiB" in err and "not in one piece" in err
+        for part in planned.keys() - {"total"}:
+            assert f" {part} " in err.split("It is for")[1].split("(see `mobilellm plan`)")[0]
+        assert "Lower batch.micro" in err and "nvidia-smi" in err + "nvidia-smi" * (name == "small")
+        assert not list(Path(directory).glob("*.h5"))

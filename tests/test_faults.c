@@ -161,8 +161,10 @@ static int keeps_state(error *err) {
     run r;
     snprintf(config, sizeof config, "%s/good/config.yaml", base);
     if (run_config_read(&c, config, NULL, 0, err)) return -1;
-    int result = run_plan_make(&plan, &c, &alone, 1, cpu_ops(), false, err);
-    if (result == 0) result = run_open(&r, &c, &alone, &plan, cpu_ops(), false, err);
+    backend *b;
+    int result = cpu_ops()->open(&b, 1, 0, err);
+    if (result == 0 && (result = run_plan_make(&plan, &c, alone.size, cpu_ops(), b, err))) cpu_ops()->close(b);
+    if (result == 0) result = run_open(&r, &c, &alone, &plan, cpu_ops(), b, false, err);
     if (result == 0) {
         result = run_init(&r, err);
         r.progress.tokenizer_hash = __real_strdup("");

@@ -26,12 +26,13 @@ static void print_params(FILE *to, const param_counts *p) {
     fprintf(to, " norms %s\n", format_count(text, (double)p->norms));
 }
 
-static void print_memory(FILE *to, const arena *a) {
+static void print_memory(FILE *to, const run_plan *plan) {
+    const arena *a = &plan->arena;
     char text[16];
-    fprintf(to, "  memory      %s a rank =", format_bytes(text, (double)a->peak));
+    fprintf(to, "  memory      %s%s a rank =", plan->elsewhere ? "at most " : "", format_bytes(text, (double)a->peak));
     for (int i = 0; i < a->n_parts; i++)
         fprintf(to, "%s %s %s", i ? " +" : "", a->parts[i].name, format_bytes(text, (double)a->parts[i].bytes));
-    fprintf(to, "\n");
+    fprintf(to, "%s\n", plan->elsewhere ? " (how much of its scratch attention takes is known on the GPU only)" : "");
 }
 
 void banner_plan(FILE *to, const run_config *c, const run_plan *plan) {
@@ -49,7 +50,7 @@ void banner_plan(FILE *to, const run_config *c, const run_plan *plan) {
     int micro = c->batch.micro < plan->rows_per_rank ? c->batch.micro : plan->rows_per_rank;
     fprintf(to, "  batch       %d rank%s x %d micro-batch%s x %d x %d tokens, %s\n", plan->ranks, plan->ranks == 1 ? "" : "s",
             plan->micro_steps, plan->micro_steps == 1 ? "" : "es", micro, c->data.seq_len, dtype_name((dtype)c->dtype));
-    print_memory(to, &plan->arena);
+    print_memory(to, plan);
 }
 
 static json_t *params_json(const param_counts *p) {

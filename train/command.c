@@ -112,10 +112,14 @@ static int choose_ops(const train_options *o, const run_config *c, const ops **o
     return ops_named(op, o->gpu ? "cuda" : o->device ? o->device : run_config_device(c), err);
 }
 
-static int prepare(const train_options *o, run_config *c, run_plan *plan, const ranks *world, const ops **op, error *err) {
+/* The config, the backend opened, and what the run will need of it. A device that is not here stays NULL. */
+static int prepare(const train_options *o, run_config *c, run_plan *plan, const ranks *world, const ops **op, backend **b,
+                   error *err) {
     if (run_config_read(c, o->config, o->overrides, o->n_overrides, err) || choose_ops(o, c, op, err)) return -1;
     int threads = c->threads > 0 ? c->threads : ranks_threads(world);
-    return run_plan_make(plan, c, world, threads, *op, o->gpu != NULL, err);
+    if (!o->gpu && (*op)->open(b, threads, world->local_rank, err)) return -1;
+    if (run_plan_make(plan, c, world->size, *op, *b, err) == 0) return 0;
+    return err->code == STATUS_USAGE ? error_prefix(err, "%s", o->config) : -1;
 }
 
 static int show_plan(const train_options *o, const run_config *c, const run_plan *plan, error *err) {
@@ -141,8 +145,10 @@ int plan_command(int argc, char **argv, const ranks *world, error *err) {
     if (helped) return 0;
     ranks planned = {.size = (int)o.n_ranks, .local_size = world->local_size};
     const ops *op;
-    int result = prepare(&o, &c, &plan, &planned, &op, err);
+    backend *b = NULL;
+    int result = prepare(&o, &c, &plan, &planned, &op, &b, err);
     if (result == 0) result = show_plan(&o, &c, &plan, err);
+    if (b) op->close(b);
     run_config_free(&c);
     return result;
 }
@@ -219,6 +225,8 @@ static int note_tokenizer(run *r, error *err) {
 
 static void print_machine(const run *r, const char *resumed) {
     printf("  machine     %d rank%s, each: %s\n", r->ranks->size, r->ranks->size == 1 ? "" : "s", r->ops->describe(r->backend));
+    if (r->ops->describe_attention && *r->ops->describe_attention(r->backend))
+        printf("  attention   %s\n", r->ops->describe_attention(r->backend));
     printf("  GEMM peak   %.0f GFLOP/s in %s\n", r->gemm_peak / 1e9, dtype_name(r->model.options.x));
     if (resumed[0])
         printf("  resumed     %s: step %lld, %.4g tokens\n", resumed, (long long)r->progress.step, (double)r->progress.tokens);
@@ -291,21 +299,24 @@ int train_command(int argc, char **argv, const ranks *world, error *err) {
     run r;
     bool first = world->rank == 0;
     const ops *op;
+    backend *b = NULL;
     int lock = -1, helped;
     if (ranks_agree(world, parse_train(&o, argc, argv, first, &helped, err), err)) return -1;
     if (helped) return 0;
     if (!o.dry_run) stop_watch(first);
-    int result = prepare(&o, &c, &plan, world, &op, err);
+    int result = prepare(&o, &c, &plan, world, &op, &b, err);
     if (result == 0) stop_limit(c.train.time_limit);
     if (result == 0 && first) result = announce(&o, &c, &plan, &lock, err);
     result = ranks_agree(world, result, err);
     if (result == 0 && !o.dry_run) {
-        result = ranks_agree(world, run_open(&r, &c, world, &plan, op, o.profile, err), err);
+        result = ranks_agree(world, run_open(&r, &c, world, &plan, op, b, o.profile, err), err);
+        b = NULL; /* the run's */
         if (result == 0) {
             result = bring_up(&r, &o, &c, &plan, err);
             run_close(&r);
         }
     }
+    if (b) op->close(b);
     lock_release(lock);
     run_config_free(&c);
     return result;

@@ -82,7 +82,13 @@ static void close_both(backend *b) {
 
 static const char *describe(backend *b) { return of(b)->real->describe(of(b)->backend); }
 
+static const char *describe_attention(backend *b) { return of(b)->real->describe_attention(of(b)->backend); }
+
 static int check(backend *b, dtype x, error *err) { return of(b)->real->check(of(b)->backend, x, err); }
+
+static int check_sizes(backend *b, const op_limits *limits, error *err) {
+    return of(b)->real->check_sizes(of(b)->backend, limits, err);
+}
 
 static double peak_flops(backend *b, dtype x) { return of(b)->real->peak_flops(of(b)->backend, x); }
 
@@ -321,7 +327,9 @@ static ops table_like(const ops *real) {
         .overlap_tokens = real->overlap_tokens,
         .close = close_both,
         .describe = describe,
+        .describe_attention = real->describe_attention ? describe_attention : NULL,
         .check = check,
+        .check_sizes = real->check_sizes ? check_sizes : NULL,
         .peak_flops = peak_flops,
         .memory_available = memory_available,
         .memory_used = memory_used,

@@ -102,6 +102,7 @@ char *roofline_json(const gpu_spec *g, const link_spec *links, const run_config 
     }
     json_object_set_new(all, "device", json_string(g->text));
     json_object_set_new(all, "memory_bytes_per_rank", json_integer((json_int_t)plan->arena.peak));
+    json_object_set_new(all, "memory_is_upper_bound", json_boolean(plan->elsewhere));
     json_object_set_new(all, "parts_ms", parts);
     json_object_set_new(all, "same_step", same);
     json_object_set_new(all, "same_rows_per_gpu", more);

@@ -36,17 +36,17 @@ typedef struct run_plan {
     int rows_per_rank;      /* sequences of a step, of the rank with the most */
     int micro_steps;        /* of that rank */
     int64_t n_steps;
-    int ranks, threads;
+    int ranks;
+    bool elsewhere; /* made without the device: its libraries may need less memory than said, not more */
 } run_plan;
 
-/* What a run of world->size ranks with so many threads will need on each, on the backend `op`, which is opened for the question
- * and closed; or not, where it knows its needs without a device (elsewhere). */
-int run_plan_make(run_plan *plan, const run_config *c, const ranks *world, int threads, const ops *op, bool elsewhere,
-                  error *err);
+/* What each of so many ranks will need on this backend. b NULL: on a device that is not here. */
+int run_plan_make(run_plan *plan, const run_config *c, int n_ranks, const ops *op, backend *b, error *err);
 
-/* Opens the backend and everything that has memory, after checking that it fits; weights are not set. Each rank calls it, and no
- * rank waits for another in it. profiled: with r->profile. */
-int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, const ops *op, bool profiled, error *err);
+/* Everything that has memory, after checking that it fits; weights are not set. The open backend is the run's from now on, also
+ * when this fails. Each rank calls it, and no rank waits for another in it. profiled: with r->profile. */
+int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, const ops *op, backend *b, bool profiled,
+             error *err);
 void run_close(run *r);
 
 /* Random weights, or those of init.checkpoint; m and v are zero. */

@@ -152,7 +152,10 @@ static void lend_scratch(bench *k) {
                         .K = (int)k->K,
                         .D = (int)k->D,
                         .V = k->V,
-                        .head_rows = k->chunk};
+                        .head_rows = k->chunk,
+                        .training = true,
+                        .full = true,
+                        .window = (int)k->window};
     size_t bytes = k->op->scratch_bytes(k->b, &limits);
     k->op->set_scratch(k->b, allocate(k, (double)bytes), bytes);
 }

@@ -64,6 +64,7 @@ static config read_environment() {
     c.stack = (c.stack + 4095) & ~static_cast<size_t>(4095);
     c.guard = number("CUEMU_GUARD", 0) != 0;
     c.memory = number("CUEMU_MEMORY", 8ull << 30);
+    c.largest = number("CUEMU_LARGEST", c.memory);
     c.devices = static_cast<int>(number("CUEMU_DEVICES", 1));
     c.multiprocessors = static_cast<int>(number("CUEMU_MULTIPROCESSORS", 4));
     c.fail = number("CUEMU_FAIL", 0);

@@ -12,6 +12,7 @@
  *   CUEMU_STACK=BYTES                  stack of a CUDA thread (64 KiB; 256 KiB under sanitizers)
  *   CUEMU_DEVICES=N                    GPUs of the machine (1); 0: as without a driver
  *   CUEMU_MEMORY=BYTES                 memory of the GPU (8 GiB)
+ *   CUEMU_LARGEST=BYTES                the largest piece that it gives of it (all)
  *   CUEMU_NAME=TEXT, CUEMU_CAPABILITY=MAJOR.MINOR, CUEMU_MULTIPROCESSORS=N   what the GPU says it is (9.0, 4)
  *   CUEMU_FAIL=N                       the Nth operation of a stream fails, and with it every call after it, as on a GPU
  * README.md tells what finds what. */

@@ -91,7 +91,8 @@ static cudaError_t allocate(void **p, size_t bytes, place_of_memory where) {
     *p = nullptr;
     if (unusable()) return failed(unusable());
     if (!bytes) return cudaSuccess;
-    if (where == place_of_memory::device && bytes > settings().memory - in_use) return failed(cudaErrorMemoryAllocation);
+    if (where == place_of_memory::device && (bytes > settings().memory - in_use || bytes > settings().largest))
+        return failed(cudaErrorMemoryAllocation);
     allocation a = {bytes, where, nullptr, 0};
     void *memory = new_memory(&a);
     if (!memory) return failed(cudaErrorMemoryAllocation);

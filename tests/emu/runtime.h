@@ -34,7 +34,7 @@ struct config {
     uint64_t order_seed, stream_seed;
     int os_threads;
     bool guard;
-    size_t stack, memory;
+    size_t stack, memory, largest;
     int devices, major, minor, multiprocessors;
     const char *name;
     uint64_t fail;

@@ -17,6 +17,9 @@ CUDA := $(firstword $(if $(NVCC),$(realpath $(shell $(NVCC) --dryrun any.cu 2>&1
 ifeq ($(findstring -fsanitize,$(OPT))$(findstring --coverage,$(OPT)),)
 CUDA_COMPILER := $(and $(filter cuda,$(FOLDERS)),$(shell command -v g++),$(NVCC))
 endif
+ifeq ($(and $(NVCC),$(if $(shell command -v g++),,missing),$(filter 0,$(MAKELEVEL))),0)
+$(info CUDA is left out: $(NVCC) is here, but no g++, which it needs (apt install g++))
+endif
 CUDA_ARCHITECTURES ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90
 NVCC_FLAGS = -std=c++17 -O3 --threads 3 $(CUDA_ARCHITECTURES) -lineinfo -Werror all-warnings -Xcompiler -Wall,-Wextra -I. $(NVCCFLAGS)
 CUDA_CFLAGS = $(CUDA:%=-isystem %/include)

@@ -98,13 +98,20 @@ typedef struct ops {
     size_t (*scratch_bytes)(backend *b, const op_limits *limits);
     void (*set_scratch)(backend *b, void *memory, size_t bytes);
 
+    /* Between tune(true) and tune(false) the results of ops are of no account, and each may be run more than once to find its
+     * fastest algorithm. Afterwards nothing is tried out any more, so that whoever shows the backend all shapes of a run in
+     * between, before `connect`, has the same algorithms on all ranks, and in each run. NULL: a backend with nothing to choose.
+     */
+    void (*tune)(backend *b, bool on);
+
     /* ---- collectives: all ranks call them in the same order ----
      *
      * They start after the ops before them, and may run beside those that follow. What they return is a ticket: ops after
      * `join(ticket)` wait for that collective and for all before it; the host never does. Before `connect`, and with one rank,
      * they do nothing. */
 
-    int (*connect)(backend *b, const struct ranks *world, error *err); /* world stays the caller's, and must stay */
+    /* All ranks take the algorithms that rank 0 has chosen. world stays the caller's, and must stay. */
+    int (*connect)(backend *b, const struct ranks *world, error *err);
     /* buffer holds size * n floats; afterwards part `rank` holds the sum over ranks of that part, the others are undefined. */
     int64_t (*reduce_scatter)(backend *b, float *buffer, int64_t n);
     /* buffer holds size * bytes; part `rank` is given, the others are filled in. */

@@ -347,6 +347,7 @@ const ops *cuda_ops(void) {
         .range_end = range_end,
         .scratch_bytes = scratch_bytes,
         .set_scratch = set_scratch,
+        .tune = cuda_gemm_tune,
         .embedding_forward = named_embedding_forward,
         .embedding_backward = named_embedding_backward,
         .rmsnorm_forward = named_rmsnorm_forward,

@@ -134,7 +134,7 @@ static int prepare(backend *b, const ranks *world, error *err) {
 }
 
 int cuda_connect(backend *b, const ranks *world, error *err) {
-    if (world->size == 1) return 0;
+    if (world->size == 1) return cuda_gemm_share(b, world, err);
     if (ranks_share(world, prepare(b, world, err), err) || check_alike(b, world, err) || cuda_gemm_share(b, world, err))
         return -1;
     if (ranks_share(world, start_nccl(b, world, err), err)) return -1;

@@ -87,6 +87,7 @@ void cuda_leave_wait(backend *b);
 int cuda_gemm_open(backend *b, error *err);
 void cuda_gemm_close(backend *b);
 size_t cuda_gemm_scratch(void);
+void cuda_gemm_tune(backend *b, bool on);                               /* see tune in ops.h */
 int cuda_gemm_share(backend *b, const struct ranks *world, error *err); /* collective: see gemm_choices_share */
 void cuda_linear_forward(backend *b, void *y, const void *in, const void *w, dtype x, int64_t N, int I, int64_t O);
 void cuda_linear_backward_input(backend *b, void *din, const void *dy, const void *w, dtype x, int64_t N, int I, int64_t O);

@@ -5,9 +5,10 @@
  * written, or added to, in fp32.
  *
  * Descriptors and the algorithm are kept for each shape. Of the algorithms that the library proposes, the fastest on this GPU is
- * taken, measured when a shape is first used, in place: the output is written anyway. What accumulates cannot be tried twice, and
- * small products (decoding, whose lengths vary without end) are not worth it; they take the first proposal. Algorithms that add
- * parts of a sum in place, in the order in which they come, are excluded: every choice gives the same bits each time. */
+ * taken, measured when a shape is first used, in place: the output is written anyway. What accumulates cannot be tried twice,
+ * unless the backend is being tuned, and small products (decoding, whose lengths vary without end) are not worth it; they take
+ * the first proposal, as does what first comes after tuning. Algorithms that add parts of a sum in place, in the order in which
+ * they come, are excluded: every choice gives the same bits each time. */
 #include "cuda/gemm.h"
 
 #include <math.h>
@@ -37,6 +38,7 @@ struct gemm_cache {
     lt_preference preference;
     cudaEvent_t start, end; /* of a measurement */
     double worth_timing;
+    bool tuning, tuned;
     gemm_choices choices;
     product *first; /* most recent first */
     int n;
@@ -154,9 +156,10 @@ static lt_status choose(backend *b, product *p, const operands *at) {
     lt_status failed = propose(b, p, candidates, &n);
     if (failed) return failed;
     double work = (double)p->shape.m * (double)p->shape.n * (double)p->shape.k;
-    bool timed = work >= g->worth_timing && !at->accumulate && n > 1;
+    bool may_try = g->tuning || (!g->tuned && !at->accumulate), timed = work >= g->worth_timing && may_try && n > 1;
     p->algorithm = candidates[timed ? fastest(b, p, candidates, n, at) : 0].algorithm;
     if (timed) gemm_choices_add(&g->choices, &(gemm_choice){p->shape, p->algorithm});
+    if (timed && !g->tuning) gemm_choices_save(&g->choices);
     return LT_SUCCESS;
 }
 
@@ -286,15 +289,31 @@ int cuda_gemm_open(backend *b, error *err) {
     return 0;
 }
 
-int cuda_gemm_share(backend *b, const ranks *world, error *err) { return gemm_choices_share(&b->gemms->choices, world, err); }
+void cuda_gemm_tune(backend *b, bool on) {
+    b->gemms->tuning = on;
+    b->gemms->tuned = !on;
+}
+
+static void drop_products(backend *b) {
+    struct gemm_cache *g = b->gemms;
+    while (g->first) {
+        product *p = g->first;
+        g->first = p->next;
+        product_destroy(b->libraries, p);
+    }
+    g->n = 0;
+}
+
+/* What is prepared is prepared anew, with the choices that are now all ranks'. */
+int cuda_gemm_share(backend *b, const ranks *world, error *err) {
+    drop_products(b);
+    return gemm_choices_share(&b->gemms->choices, world, err);
+}
 
 void cuda_gemm_close(backend *b) {
     struct gemm_cache *g = b->gemms;
     if (g == NULL) return;
-    for (product *p = g->first, *next; p; p = next) {
-        next = p->next;
-        product_destroy(b->libraries, p);
-    }
+    drop_products(b);
     if (g->preference) b->libraries->cublasLtMatmulPreferenceDestroy(g->preference);
     if (g->handle) b->libraries->cublasLtDestroy(g->handle);
     if (g->start) cudaEventDestroy(g->start);

@@ -2,7 +2,8 @@
  *
  * Which algorithm a product uses decides its last bits. A choice by timing can fall differently each time, so it is made once for
  * a GPU model, a version of cuBLASLt and a shape, and kept in a file: $XDG_CACHE_HOME/mobilellm/gemm-GPU-VERSION.txt (or
- * ~/.cache). From the second run on nothing is timed, and runs of the same work give the same bits. MOBILELLM_GEMM_TIMING=0 times
+ * ~/.cache). A training run makes all of its choices before its first step (`tune` in ops.h), and its ranks take those of rank 0:
+ * so runs of the same work give the same bits, the one that fills the file and those that read it. MOBILELLM_GEMM_TIMING=0 times
  * nothing: the library's first proposals, which are the same each time as well. */
 #ifndef MOBILELLM_CUDA_GEMM_H
 #define MOBILELLM_CUDA_GEMM_H
@@ -31,6 +32,7 @@ typedef struct gemm_choices {
     int n, room;
     char heading[352]; /* the first line of the file: what the choices are for */
     char path[600];    /* "": not kept */
+    bool unsaved;      /* the file lacks some */
 } gemm_choices;
 
 /* Reads the file, if there is one; *c starts out all zero. A file that is damaged is not used, and a warning printed. */
@@ -39,13 +41,13 @@ void gemm_choices_close(gemm_choices *c);
 
 const gemm_choice *gemm_choices_find(const gemm_choices *c, const gemm_shape *shape); /* NULL: none */
 
-/* Adds a choice, or replaces the shape's, and writes the file. What cannot be written is kept in memory, and a warning printed
- * once. */
+/* Adds a choice, or replaces the shape's. */
 void gemm_choices_add(gemm_choices *c, const gemm_choice *choice);
 
-/* Collective: all ranks take the choices of rank 0, which alone writes the file from now on. What is not in it, each rank times
- * for itself, for two ranks need not come to a shape at the same time: the bits of such a run may differ from those of the next,
- * which knows rank 0's choices from its start. */
+/* Writes the file, if it lacks something. What cannot be written is kept in memory, and a warning printed once. */
+void gemm_choices_save(gemm_choices *c);
+
+/* Collective: all ranks take the choices of rank 0, which writes the file, from now on alone. */
 int gemm_choices_share(gemm_choices *c, const ranks *world, error *err);
 
 /* The file as text, allocated; NULL: no memory. Reading returns -1, and leaves no choices, when any of it is damaged. */

@@ -176,9 +176,15 @@ static int write_file(const gemm_choices *c, error *err) {
 }
 
 void gemm_choices_add(gemm_choices *c, const gemm_choice *choice) {
-    error err;
     put(c, choice);
-    if (*c->path == '\0' || write_file(c, &err) == 0) return;
+    c->unsaved = true;
+}
+
+void gemm_choices_save(gemm_choices *c) {
+    error err;
+    if (!c->unsaved || *c->path == '\0') return;
+    c->unsaved = false;
+    if (write_file(c, &err) == 0) return;
     c->path[0] = '\0';
     size_t used = strlen(err.text);
     snprintf(err.text + used, sizeof err.text - used,
@@ -188,6 +194,8 @@ void gemm_choices_add(gemm_choices *c, const gemm_choice *choice) {
 
 int gemm_choices_share(gemm_choices *c, const ranks *world, error *err) {
     bool first = world->rank == 0;
+    if (first) gemm_choices_save(c);
+    if (world->size == 1) return 0;
     char *text = first ? gemm_choices_print(c) : NULL;
     int64_t bytes = text ? (int64_t)strlen(text) + 1 : 0;
     int failed = first && text == NULL ? error_set(err, STATUS_RESOURCE, "no memory for the table of GEMMs") : 0;

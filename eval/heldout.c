@@ -80,6 +80,21 @@ static int open_file(token_file *file, token_card *card, const char *prefix, err
     return result;
 }
 
+/* Of the whole file, or of its first max_tokens. */
+static int64_t windows_of(const token_file *file, int T, int64_t max_tokens) {
+    int64_t all = (file->n_tokens - 1 + T - 1) / T, asked = (max_tokens + T - 1) / T;
+    return max_tokens == 0 || asked >= all ? all : asked;
+}
+
+int heldout_windows(int64_t *n, const char *prefix, int T, int64_t max_tokens, error *err) {
+    token_file file;
+    token_card card;
+    if (open_file(&file, &card, prefix, err)) return -1;
+    *n = windows_of(&file, T, max_tokens);
+    token_file_close(&file);
+    return 0;
+}
+
 int heldout_measure(heldout_loss *loss, model *m, const char *prefix, bool mask_documents, int64_t max_tokens,
                     const heldout_stop *stop, const ranks *r, error *err) {
     double start = seconds_now();
@@ -88,12 +103,12 @@ int heldout_measure(heldout_loss *loss, model *m, const char *prefix, bool mask_
     token_card card;
     *loss = (heldout_loss){.bytes = NAN};
     if (ranks_agree(r, open_file(&file, &card, prefix, err), err)) return -1;
-    int64_t n_windows = (file.n_tokens - 1 + T - 1) / T, asked = (max_tokens + T - 1) / T;
-    bool whole = max_tokens == 0 || asked >= n_windows;
-    int result = measure_share(loss, m, &file, whole ? n_windows : asked, mask_documents, stop, r, err);
+    int64_t n_windows = windows_of(&file, T, max_tokens);
+    bool whole = n_windows == windows_of(&file, T, 0);
+    int result = measure_share(loss, m, &file, n_windows, mask_documents, stop, r, err);
     /* The bytes of a part of the file are not known, so the whole's are taken in proportion. */
     if (card.bytes > 0)
-        loss->bytes = whole ? (double)card.bytes : (double)card.bytes * (double)(asked * T) / (double)(file.n_tokens - 1);
+        loss->bytes = whole ? (double)card.bytes : (double)card.bytes * (double)(n_windows * T) / (double)(file.n_tokens - 1);
     token_file_close(&file);
     if (ranks_agree(r, result, err)) return -1;
     ranks_sum_double(r, &loss->nats, 1);

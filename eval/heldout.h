@@ -26,6 +26,9 @@ typedef struct heldout_stop {
 int heldout_measure(heldout_loss *loss, model *m, const char *prefix, bool mask_documents, int64_t max_tokens,
                     const heldout_stop *stop, const ranks *r, error *err);
 
+/* The windows of T tokens that heldout_measure reads of a file. */
+int heldout_windows(int64_t *n, const char *prefix, int T, int64_t max_tokens, error *err);
+
 /* Adds one file's loss to a total that starts as {0}. */
 void heldout_add(heldout_loss *total, const heldout_loss *loss);
 

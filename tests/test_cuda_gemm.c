@@ -150,6 +150,7 @@ static void choices_survive_their_file_and_damage_is_seen(void **state) {
         gemm_choice choice = a_choice(i);
         gemm_choices_add(&c, &choice);
         gemm_choices_add(&c, &choice); /* which replaces it */
+        gemm_choices_save(&c);         /* nowhere */
     }
     assert_int_equal(c.n, N);
     char *text = gemm_choices_print(&c);

@@ -159,6 +159,43 @@ def test_the_plan_is_what_is_taken(start, ranks):
     assert taken == {conftest.json.loads(out)["memory_bytes_per_rank"]["total"]}
 
 
+def told_bits(directory):
+    """What a run has told of itself, but for times."""
+    rows = map(conftest.json.loads, (Path(directory) / "metrics.jsonl").read_text().splitlines())
+    return [(row["kind"], row["step"], row["loss"]) for row in rows]
+
+
+@only_emulated
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_the_run_that_chooses_algorithms_has_the_bits_of_those_that_know_them(start, tmp_path, ranks):
+    """Timings fall as they may, on each rank and in each run: all steps have the choices of rank 0 in the first run. The ranks have
+    other numbers of rows, in the last micro-batch and in the evaluation; the last chunk of the head only ever adds."""
+    keys = {"batch__tokens": 32 * 5, "batch__micro": 2, "batch__head_chunk": 24, "train__tokens": 32 * 5 * 2, "schedule__warmup_tokens": 32,
+            "train__eval_tokens": 32 * 3}
+    runs = []
+    for number, cache in enumerate(["one", "one", "other"]):
+        directory, arguments = start(f"run{number}", **keys)
+        run_cuda(arguments, ranks=ranks, XDG_CACHE_HOME=str(tmp_path / cache), MOBILELLM_GEMM_TIMING="1", CUEMU_TIMES=str(1 + number))
+        runs.append(directory)
+        files = list((tmp_path / cache / "mobilellm").iterdir())
+        assert len(files) == 1
+        text = files[0].read_text()
+        if number == 0:
+            chosen = text
+        assert (text == chosen) == (cache == "one"), "what is in the file stays as it is"
+    assert same_bits(newest(runs[0]), newest(runs[1])) and told_bits(runs[0]) == told_bits(runs[1])
+    assert not same_bits(newest(runs[0]), newest(runs[2])), "the choices make no difference: this test tests nothing"
+
+
+@only_emulated
+@pytest.mark.parametrize("timing", ["1", "0"])
+def test_a_rank_that_fails_while_it_chooses_ends_the_run(start, tmp_path, timing):
+    directory, arguments = start("run", **SHORT)
+    _, err = run_cuda(arguments, ranks=2, status=1, XDG_CACHE_HOME=str(tmp_path), MOBILELLM_GEMM_TIMING=timing, CUEMU_FAIL="30")
+    assert "illegal" in err.lower() and "of 2 on" in err
+    assert not list(Path(directory).glob("*.h5"))
+
+
 @only_emulated
 @pytest.mark.parametrize("keys, said", [
     ({"model__d_model": 8200}, ["model.d_model: found 8200", "at most 8192", "device: cpu"]),

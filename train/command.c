@@ -16,6 +16,7 @@
 #include "train/peak.h"
 #include "train/roofline.h"
 #include "train/stop.h"
+#include "train/warm_up.h"
 #include "util/file.h"
 #include "util/options.h"
 #include "util/system.h"
@@ -272,6 +273,7 @@ static int bring_up(run *r, const train_options *o, const run_config *c, const r
     snprintf(advice, sizeof advice, "train.hang_timeout is %g s. Go on from the newest checkpoint with --resume.",
              c->train.hang_timeout);
     if (ranks_agree(world, ranks_watch(world, c->train.hang_timeout, advice, err), err)) return -1;
+    if (ranks_agree(world, run_warm_up(r, err), err)) return -1;
     if (ranks_agree(world, r->ops->connect(r->backend, world, err), err)) return -1;
     if (ranks_agree(world, start_state(r, o, resumed, err), err)) return -1;
     if (ranks_agree(world, note_tokenizer(r, err) || open_loader(r, err) ? -1 : 0, err)) return -1;

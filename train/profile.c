@@ -148,6 +148,8 @@ static size_t scratch_bytes(backend *b, const op_limits *limits) { return of(b)-
 
 static void set_scratch(backend *b, void *memory, size_t bytes) { of(b)->real->set_scratch(of(b)->backend, memory, bytes); }
 
+static void tune(backend *b, bool on) { of(b)->real->tune(of(b)->backend, on); }
+
 /* ---- collectives: joined at once, so that their time is their own ---- */
 
 static int connect_ranks(backend *b, const ranks *world, error *err) {
@@ -346,6 +348,7 @@ static ops table_like(const ops *real) {
         .range_end = range_end,
         .scratch_bytes = scratch_bytes,
         .set_scratch = set_scratch,
+        .tune = real->tune ? tune : NULL,
         .connect = connect_ranks,
         .reduce_scatter = reduce_scatter,
         .all_gather = all_gather,

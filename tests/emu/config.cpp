@@ -68,6 +68,7 @@ static config read_environment() {
     c.devices = static_cast<int>(number("CUEMU_DEVICES", 1));
     c.multiprocessors = static_cast<int>(number("CUEMU_MULTIPROCESSORS", 4));
     c.fail = number("CUEMU_FAIL", 0);
+    c.time_seed = number("CUEMU_TIMES", 0);
     c.name = getenv("CUEMU_NAME") ? getenv("CUEMU_NAME") : "emulated GPU";
     c.major = 9;
     const char *capability = getenv("CUEMU_CAPABILITY");

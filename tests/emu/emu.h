@@ -14,6 +14,7 @@
  *   CUEMU_MEMORY=BYTES                 memory of the GPU (8 GiB)
  *   CUEMU_LARGEST=BYTES                the largest piece that it gives of it (all)
  *   CUEMU_NAME=TEXT, CUEMU_CAPABILITY=MAJOR.MINOR, CUEMU_MULTIPROCESSORS=N   what the GPU says it is (9.0, 4)
+ *   CUEMU_TIMES=SEED                   the time between two events is drawn, other on each GPU, and not measured
  *   CUEMU_FAIL=N                       the Nth operation of a stream fails, and with it every call after it, as on a GPU
  * README.md tells what finds what. */
 #ifndef MOBILELLM_EMU_H

@@ -32,6 +32,7 @@ struct config {
     order threads;
     timing streams;
     uint64_t order_seed, stream_seed;
+    uint64_t time_seed;  // 0: times are measured
     int os_threads;
     bool guard;
     size_t stack, memory, largest;

@@ -441,6 +441,26 @@ static void errors_in_a_section_s_file_name_that_file(void **state) {
     file_refused(".", NULL, "/.: cannot be read: Is a directory", dir);
 }
 
+static void a_key_s_place_is_its_line_or_the_command_line(void **state) {
+    (void)state;
+    char config[128];
+    write_file(config, "places.yaml",
+               "# a comment\ncount: 1\nitems:\n  - a\n  - name: b\nsection:\n  depth: 1\npart: {size: 1}\n");
+    const struct {
+        const char *key, *place;
+    } cases[] = {{"count", ":2"},         {"items", ":3"},        {"items.0.name", ":4"}, {"items.1.name", ":5"},
+                 {"section.depth", NULL}, {"section.seed", ":6"}, {"part.size", ":8"},    {"rate", NULL}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char place[160], expected[160];
+        snprintf(expected, sizeof expected, "%s%s", config, cases[i].place ? cases[i].place : "");
+        config_place(place, sizeof place, schema, config, WITH("section.depth=2", "rate=1"), 2, cases[i].key);
+        assert_string_equal(place, cases[i].place ? expected : "command line");
+    }
+    char place[160];
+    config_place(place, sizeof place, schema, "absent.yaml", NULL, 0, "count");
+    assert_string_equal(place, "absent.yaml");
+}
+
 static void a_file_too_large_for_a_config_is_refused(void **state) {
     (void)state;
     char path[128];
@@ -629,6 +649,7 @@ int main(void) {
                                        cmocka_unit_test(a_section_may_be_a_file_beside_the_config),
                                        cmocka_unit_test(a_section_file_in_the_working_directory_comes_first),
                                        cmocka_unit_test(errors_in_a_section_s_file_name_that_file),
+                                       cmocka_unit_test(a_key_s_place_is_its_line_or_the_command_line),
                                        cmocka_unit_test(a_file_too_large_for_a_config_is_refused),
                                        cmocka_unit_test(what_is_printed_reads_back_to_the_same_bits),
                                        cmocka_unit_test(printing_is_plain_block_yaml),

@@ -197,21 +197,28 @@ static void a_difference_in_any_key_makes_another_network(void **state) {
     model_config_free(&b);
 }
 
+/* Reads a run of the keys that must be given, and more. */
+static int read_short(run_config *c, char path[32], const char *more, error *err) {
+    strcpy(path, "/tmp/test_run_config.XXXXXX");
+    FILE *f = fdopen(mkstemp(path), "w");
+    assert_non_null(f);
+    fprintf(f,
+            "model: configs/models/flash-350m.yaml\ndata: {train: [P]}\nbatch: {tokens: 4096}\ntrain: {tokens: 1e6}\n"
+            "checkpoint: {dir: D}\n%s",
+            more);
+    fclose(f);
+    int result = run_config_read(c, path, NULL, 0, err);
+    unlink(path);
+    return result;
+}
+
 /* Keys that a run may leave out, and what they then are. */
 static void a_short_run_has_the_defaults(void **state) {
     (void)state;
-    char path[] = "/tmp/test_run_config.XXXXXX";
-    FILE *f = fdopen(mkstemp(path), "w");
-    assert_non_null(f);
-    fputs(
-        "model: configs/models/flash-350m.yaml\ndata: {train: [P]}\nbatch: {tokens: 4096}\ntrain: {tokens: 1e6}\n"
-        "optimizer: {lr: 1e-3}\ncheckpoint: {dir: D}\n",
-        f);
-    fclose(f);
+    char path[32];
     run_config c;
     error err;
-    if (run_config_read(&c, path, NULL, 0, &err)) fail_msg("%s", err.text);
-    unlink(path);
+    if (read_short(&c, path, "optimizer: {lr: 1e-3}\n", &err)) fail_msg("%s", err.text);
     const data_source *train = c.data.train.items;
     assert_int_equal(c.data.train.n, 1);
     assert_string_equal(train->prefix, "P");
@@ -250,34 +257,35 @@ static void a_short_run_has_the_defaults(void **state) {
 
 static void runs_that_cannot_be_are_refused(void **state) {
     (void)state;
-    refused("configs/runs/tiny.yaml: data.train is empty, expected at least one source", WITH("data.train=[]"));
-    refused("configs/runs/tiny.yaml: data.train.1.weight is 0, expected more: leave q out instead",
+    refused("command line: data.train is empty, expected at least one source", WITH("data.train=[]"));
+    refused("command line: data.train.1.weight is 0, expected more: leave q out instead",
             WITH("data.train=[p, {prefix: q, weight: 0}]"));
     refused("command line: data.train.0.weight: found \"-1\", expected a number of at least 0", WITH("data.train.0.weight=-1"));
     refused("command line: data.heldout.0.weight is not a key.", WITH("data.heldout.0.weight=1"));
-    refused("configs/runs/tiny.yaml: batch.tokens 100 is no multiple of data.seq_len 128: a step is whole samples, say 128",
+    refused("command line: batch.tokens 100 is no multiple of data.seq_len 128: a step is whole samples, say 128",
             WITH("batch.tokens=100"));
-    refused("configs/runs/tiny.yaml: batch.tokens 300 is no multiple of data.seq_len 128: a step is whole samples, say 384",
+    refused("command line: batch.tokens 300 is no multiple of data.seq_len 128: a step is whole samples, say 384",
             WITH("batch.tokens=300"));
-    refused("configs/runs/tiny.yaml: batch.tokens 1280000000000 are more than 2147483647 samples of data.seq_len 128",
+    refused("command line: batch.tokens 1280000000000 are more than 2147483647 samples of data.seq_len 128",
             WITH("batch.tokens=1.28e12", "train.tokens=1e15"));
     refused("command line: batch.tokens: found \"0\", expected a whole number of at least 1", WITH("batch.tokens=0"));
     refused("command line: data.seq_len: found \"0\", expected a whole number from 1 to 1048576", WITH("data.seq_len=0"));
-    refused("configs/runs/tiny.yaml: schedule.warmup_tokens 819200 is not below train.tokens 819200",
+    refused("command line: schedule.warmup_tokens 819200 is not below train.tokens 819200",
             WITH("schedule.warmup_tokens=819200"));
-    refused("configs/runs/tiny.yaml: schedule.decay_fraction is 0, expected a number above 0", WITH("schedule.decay_fraction=0"));
+    refused("configs/runs/tiny.yaml:26: batch.tokens 4096 is no multiple of data.seq_len 1000", WITH("data.seq_len=1000"));
+    refused("command line: schedule.decay_fraction is 0, expected a number above 0", WITH("schedule.decay_fraction=0"));
     refused("command line: schedule.decay_fraction: found \"1.5\", expected a number from 0 to 1",
             WITH("schedule.decay_fraction=1.5"));
     refused("command line: schedule.kind: found \"cosin\", expected cosine, wsd, linear or constant",
             WITH("schedule.kind=cosin"));
-    refused("configs/runs/tiny.yaml: optimizer.betas.1 is 1, expected a number below 1", WITH("optimizer.betas=[0.9, 1]"));
+    refused("command line: optimizer.betas.1 is 1, expected a number below 1", WITH("optimizer.betas=[0.9, 1]"));
     refused("command line: optimizer.betas: found \"-0.1\", expected a number from 0 to 1", WITH("optimizer.betas=[-0.1, 0.9]"));
-    refused("configs/runs/tiny.yaml: optimizer.lr is 0, expected a number above 0", WITH("optimizer.lr=0"));
+    refused("command line: optimizer.lr is 0, expected a number above 0", WITH("optimizer.lr=0"));
     refused("command line: optimizer.lr: found \"-1\", expected a number from 0 to 100", WITH("optimizer.lr=-1"));
     refused("command line: optimizer.eps: found \"0\", expected a number from 1.0e-30 to 1", WITH("optimizer.eps=0"));
     refused("command line: train.max_nonfinite: found \"0\", expected a whole number from 1", WITH("train.max_nonfinite=0"));
     refused("command line: checkpoint.dir: found nothing, expected text", WITH("checkpoint.dir="));
-    refused("configs/runs/tiny.yaml: checkpoint.dir is empty, expected a directory's name", WITH("checkpoint.dir=''"));
+    refused("command line: checkpoint.dir is empty, expected a directory's name", WITH("checkpoint.dir=''"));
     refused("command line: checkpoint.dir is missing: directory of the run: checkpoints and logs", WITH("checkpoint={every: 1}"));
     refused("command line: device: found \"tpu\", expected auto, cpu or cuda", WITH("device=tpu"));
     refused("command line: dtype: found \"f16\", expected f32 or bf16", WITH("dtype=f16"));

@@ -117,56 +117,60 @@ const config_key run_config_keys[] = {
     {0}};
 #undef AT
 
-static int check_data(const run_config *c, const char *where, error *err) {
+/* Messages of the checks begin with the key that they are about. */
+static int check_data(const run_config *c, error *err) {
     const data_source *sources = c->data.train.items;
     if (c->data.train.n == 0)
-        return error_set(err, STATUS_USAGE, "%s: data.train is empty, expected at least one source: [{prefix: P, weight: 1}]",
-                         where);
+        return error_set(err, STATUS_USAGE, "data.train is empty, expected at least one source: [{prefix: P, weight: 1}]");
     for (int i = 0; i < c->data.train.n; i++)
         if (!(sources[i].weight > 0))
-            return error_set(err, STATUS_USAGE, "%s: data.train.%d.weight is 0, expected more: leave %s out instead", where, i,
+            return error_set(err, STATUS_USAGE, "data.train.%d.weight is 0, expected more: leave %s out instead", i,
                              sources[i].prefix);
     if (c->batch.tokens / c->data.seq_len > INT_MAX)
-        return error_set(err, STATUS_USAGE, "%s: batch.tokens %lld are more than %d samples of data.seq_len %d", where,
+        return error_set(err, STATUS_USAGE, "batch.tokens %lld are more than %d samples of data.seq_len %d",
                          (long long)c->batch.tokens, INT_MAX, c->data.seq_len);
     if (c->batch.tokens % c->data.seq_len)
-        return error_set(err, STATUS_USAGE,
-                         "%s: batch.tokens %lld is no multiple of data.seq_len %d: a step is whole samples, say %lld", where,
-                         (long long)c->batch.tokens, c->data.seq_len,
-                         (long long)((c->batch.tokens / c->data.seq_len + 1) * c->data.seq_len));
+        return error_set(
+            err, STATUS_USAGE, "batch.tokens %lld is no multiple of data.seq_len %d: a step is whole samples, say %lld",
+            (long long)c->batch.tokens, c->data.seq_len, (long long)((c->batch.tokens / c->data.seq_len + 1) * c->data.seq_len));
     return 0;
 }
 
-static int check_optimizer(const run_config *c, const char *where, error *err) {
-    if (!(c->optimizer.lr > 0)) return error_set(err, STATUS_USAGE, "%s: optimizer.lr is 0, expected a number above 0", where);
+static int check_optimizer(const run_config *c, error *err) {
+    if (!(c->optimizer.lr > 0)) return error_set(err, STATUS_USAGE, "optimizer.lr is 0, expected a number above 0");
     for (int i = 0; i < 2; i++)
         if (!(c->optimizer.betas[i] < 1))
-            return error_set(err, STATUS_USAGE, "%s: optimizer.betas.%d is 1, expected a number below 1: it would never forget",
-                             where, i);
+            return error_set(err, STATUS_USAGE, "optimizer.betas.%d is 1, expected a number below 1: it would never forget", i);
     if (!(c->schedule.decay_fraction > 0))
         return error_set(err, STATUS_USAGE,
-                         "%s: schedule.decay_fraction is 0, expected a number above 0; for no decay, schedule.kind: constant",
-                         where);
+                         "schedule.decay_fraction is 0, expected a number above 0; for no decay, schedule.kind: constant");
     if (c->schedule.warmup_tokens >= c->train.tokens)
         return error_set(err, STATUS_USAGE,
-                         "%s: schedule.warmup_tokens %lld is not below train.tokens %lld: the run would end before "
+                         "schedule.warmup_tokens %lld is not below train.tokens %lld: the run would end before "
                          "its learning rate is reached",
-                         where, (long long)c->schedule.warmup_tokens, (long long)c->train.tokens);
+                         (long long)c->schedule.warmup_tokens, (long long)c->train.tokens);
     return 0;
 }
 
-static int run_config_check(const run_config *c, const char *where, error *err) {
-    char model[PATH_MAX];
-    snprintf(model, sizeof model, "%s: model", where);
-    if (model_config_check(&c->model, model, err) || check_data(c, where, err) || check_optimizer(c, where, err)) return -1;
-    if (!*c->checkpoint.dir)
-        return error_set(err, STATUS_USAGE, "%s: checkpoint.dir is empty, expected a directory's name", where);
+static int check_values(const run_config *c, error *err) {
+    if (check_data(c, err) || check_optimizer(c, err)) return -1;
+    if (!*c->checkpoint.dir) return error_set(err, STATUS_USAGE, "checkpoint.dir is empty, expected a directory's name");
     return 0;
+}
+
+static int run_config_check(const run_config *c, const char *path, const char *const *overrides, int n_overrides, error *err) {
+    char where[PATH_MAX], key[64];
+    snprintf(where, sizeof where, "%s: model", path);
+    if (model_config_check(&c->model, where, err)) return -1;
+    if (check_values(c, err) == 0) return 0;
+    snprintf(key, sizeof key, "%.*s", (int)strcspn(err->text, " "), err->text);
+    config_place(where, sizeof where, run_config_keys, path, overrides, n_overrides, key);
+    return error_prefix(err, "%s", where);
 }
 
 int run_config_read(run_config *c, const char *path, const char *const *overrides, int n_overrides, error *err) {
     if (config_read(c, run_config_keys, path, NULL, overrides, n_overrides, err)) return -1;
-    if (model_config_complete(&c->model, err) || run_config_check(c, path, err)) {
+    if (model_config_complete(&c->model, err) || run_config_check(c, path, overrides, n_overrides, err)) {
         run_config_free(c);
         return -1;
     }

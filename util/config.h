@@ -52,6 +52,11 @@ typedef struct config_list {
 int config_read(void *out, const config_key *schema, const char *path, const char *text, const char *const *overrides,
                 int n_overrides, error *err);
 
+/* Where a key of a config that config_read takes is set, for messages about values that do not go together: "run.yaml:14",
+ * "command line"; where it is left out, its section. */
+void config_place(char *out, size_t size, const config_key *schema, const char *path, const char *const *overrides,
+                  int n_overrides, const char *key);
+
 /* Frees the strings and lists that config_read allocated, and clears them. Safe on a cleared struct. */
 void config_free(void *values, const config_key *schema);
 

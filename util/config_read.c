@@ -360,22 +360,60 @@ static void clear(void *values, const config_key *keys, bool release) {
 
 void config_free(void *values, const config_key *schema) { clear(values, schema, true); }
 
+/* The tree of a config with the overrides in it; text NULL: of the file at r->main_file. */
+static int read_tree(config_reader *r, tree *root, const char *text, const char *const *overrides, int n_overrides) {
+    const char *path = r->main_file;
+    if (text ? tree_parse(root, path, true, text, strlen(text), r->err) : load(r, root, path)) return -1;
+    if (root->kind == TREE_NOTHING) return tree_error(root, r->err, "there is nothing in it");
+    if (root->kind != TREE_MAP) return config_wrong(r, root, "the keys of a config");
+    return config_override(r, root, overrides, n_overrides);
+}
+
+static void close_reader(config_reader *r, tree *root) {
+    tree_free(root);
+    while (r->files) {
+        config_file *file = r->files;
+        r->files = file->next;
+        free(file);
+    }
+}
+
 int config_read(void *out, const config_key *schema, const char *path, const char *text, const char *const *overrides,
                 int n_overrides, error *err) {
     config_reader r = {.schema = schema, .main_file = path, .err = err};
     tree root = {0};
     clear(out, schema, false);
-    int result = text ? tree_parse(&root, path, true, text, strlen(text), err) : load(&r, &root, path);
-    if (!result && root.kind == TREE_NOTHING) result = tree_error(&root, err, "there is nothing in it");
-    if (!result && root.kind != TREE_MAP) result = config_wrong(&r, &root, "the keys of a config");
-    if (!result) result = config_override(&r, &root, overrides, n_overrides);
+    int result = read_tree(&r, &root, text, overrides, n_overrides);
     if (!result) result = read_keys(&r, out, schema, &root);
     if (result) config_free(out, schema);
-    tree_free(&root);
-    while (r.files) {
-        config_file *file = r.files;
-        r.files = file->next;
-        free(file);
-    }
+    close_reader(&r, &root);
     return result;
+}
+
+/* The deepest node on the way to a dotted key. */
+static const tree *find_dotted(const tree *t, const char *key) {
+    char copy[512], *rest = copy;
+    snprintf(copy, sizeof copy, "%s", key);
+    for (const char *part = strsep(&rest, "."); part; part = strsep(&rest, ".")) {
+        int64_t i;
+        const tree *next = NULL;
+        if (t->kind == TREE_MAP) next = tree_find(t, part);
+        if (t->kind == TREE_LIST && number_read_int64(&i, part) && i >= 0 && i < t->n) next = &t->items[i];
+        if (!next) break;
+        t = next;
+    }
+    return t;
+}
+
+void config_place(char *out, size_t size, const config_key *schema, const char *path, const char *const *overrides,
+                  int n_overrides, const char *key) {
+    error err;
+    config_reader r = {.schema = schema, .main_file = path, .err = &err};
+    tree root = {0};
+    const tree *t = read_tree(&r, &root, NULL, overrides, n_overrides) ? NULL : find_dotted(&root, key);
+    if (t && t->line > 0)
+        snprintf(out, size, "%s:%d", t->file, t->line);
+    else
+        snprintf(out, size, "%s", t ? t->file : path);
+    close_reader(&r, &root);
 }

@@ -41,6 +41,9 @@ typedef struct op_limits {
 
 typedef struct adamw_step {
     float lr, beta1, beta2, eps, weight_decay;
+    bool stochastic; /* p is master rounded up or down by chance, not to nearest: only with x bf16. What chance is made from: */
+    uint64_t key;    /* of the tensor that the arrays are a piece of */
+    int64_t first;   /* where in that tensor the piece begins */
 } adamw_step;
 
 /* What AdamW takes from the gradients of a step as a whole. It lives on the device, so that no step waits for the host to see its
@@ -236,7 +239,8 @@ typedef struct ops {
                         float beta1, float beta2);
 
     /* AdamW [Loshchilov & Hutter 2019] on g * scale, decay decoupled: w *= 1 - lr*wd; m, v; w -= lr * m^ / (sqrt(v^) + eps).
-     * w is master where there is one, else p; p is then master rounded to x. A scale that is NaN changes nothing. */
+     * w is master where there is one, else p; p is then master rounded to x: to nearest, or by chance (bf16_stochastic), with the
+     * 16 bits that Philox has for (key, counter t, first + i) (philox_half). A scale that is NaN changes nothing. */
     void (*adamw)(backend *b, void *p,      /* (n) x */
                   float *master,            /* (n), or NULL when x is f32 */
                   float *m, float *v,       /* (n) */

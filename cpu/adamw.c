@@ -6,6 +6,7 @@
 
 #include "cpu/cpu.h"
 #include "cpu/vec.h"
+#include "util/philox.h"
 
 typedef struct adamw_factors {
     float keep, beta1, new1, beta2, new2, rate, root, eps, scale;
@@ -46,6 +47,14 @@ static void update_line(float *w, float *m, float *v, const float *g, adamw_fact
     }
 }
 
+/* p = w rounded by chance, for a line that begins at element `first` of its tensor. */
+static void round_line(bf16 *p, const float *w, uint64_t key, int64_t t, int64_t first, int n) {
+    uint32_t words[LINE / 2 + 4];
+    int skip = (int)(first % PHILOX_HALVES), blocks = (skip + n + PHILOX_HALVES - 1) / PHILOX_HALVES;
+    for (int k = 0; k < blocks; k++) philox(words + 4 * k, key, (uint64_t)t, (uint64_t)(first / PHILOX_HALVES + k));
+    for (int i = 0; i < n; i++) p[i] = bf16_stochastic(w[i], philox_half(words[(skip + i) / 2], (uint32_t)(skip + i)));
+}
+
 void cpu_adamw(backend *b, void *p, float *master, float *m, float *v, const float *g, const adamw_state *state,
                const adamw_step *step, dtype x, int64_t n) {
     assert(master || x == DTYPE_F32);
@@ -59,6 +68,8 @@ void cpu_adamw(backend *b, void *p, float *master, float *m, float *v, const flo
         if (!master) continue;
         if (x == DTYPE_F32)
             memcpy((float *)p + at, w, (size_t)length * sizeof *w);
+        else if (step->stochastic)
+            round_line((bf16 *)p + at, w, step->key, state->t, step->first + at, length);
         else
             line_close(w, p, x, at, length);
     }

@@ -441,6 +441,42 @@ static void adamw_is_the_cpus(void **state) {
     }
 }
 
+/* A step of one side, p rounded by chance. Into p (n), and in and out master (n). */
+static void step_by_chance(side *s, bf16 *p, float *master, const flat_case *c, int64_t first, float lr) {
+    int64_t n = c->n + c->offset, at = c->offset;
+    float *m = random_floats(n, 2, 1), *v = positive_floats(n, 3), *g = random_floats(n, 4, 1);
+    adamw_state start = {.t = 6, .rate = 1, .root = 1, .scale = 1};
+    adamw_step chance = {.lr = lr, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .stochastic = true, .key = 77, .first = first};
+    bf16 *p_out = put(s, NULL, n, DTYPE_BF16);
+    float *master_io = put_floats(s, master, n), *m_io = put_floats(s, m, n), *v_io = put_floats(s, v, n),
+          *g_in = put_floats(s, g, n);
+    adamw_state *state = put_bytes(s, &start, sizeof start);
+    s->ops->adamw(s->b, p_out + at, master_io + at, m_io + at, v_io + at, g_in + at, state, &chance, DTYPE_BF16, c->n);
+    s->ops->copy_out(s->b, p, p_out, (size_t)n * sizeof *p);
+    s->ops->copy_out(s->b, master, master_io, (size_t)n * sizeof *master);
+    end_run(s);
+    free(m), free(v), free(g);
+}
+
+/* p is what the CPU makes of the device's master weights, whether or not they begin where a block of random bits does. */
+static void adamw_rounds_by_the_cpus_chance(void **state) {
+    twins *t = *state;
+    const int64_t starts[] = {0, 40, 4, 3, ((int64_t)1 << 33) + 8};
+    for (size_t i = 0; i < 5 * COUNT(flat_cases); i++) {
+        const flat_case *c = &flat_cases[i / 5];
+        int64_t n = c->n + c->offset;
+        float *master = random_floats(n, 1, 1);
+        bf16 *p = random_array(n, DTYPE_BF16, 5, 1), *expected = random_array(n, DTYPE_BF16, 6, 1);
+        step_by_chance(&t->cuda, p, master, c, starts[i % 5], 1e-2f);
+        step_by_chance(&t->cpu, expected, master, c, starts[i % 5], 0);
+        for (int64_t k = 0; k < n; k++)
+            if (p[k] != expected[k])
+                fail_msg("n %d, offset %d, first %lld: element %d, %.9g, is %04x on the device, %04x on the CPU", (int)c->n,
+                         c->offset, (long long)starts[i % 5], (int)k, (double)master[k], p[k], expected[k]);
+        free(master), free(p), free(expected);
+    }
+}
+
 /* Gradients whose sum of squares is not finite: no number changes, and the step does not count. */
 static void adamw_skips_what_is_not_finite(void **state) {
     side *s = &((twins *)*state)->cuda;
@@ -504,6 +540,7 @@ int main(void) {
         cmocka_unit_test(cross_entropy_shows_what_is_not_finite),
         cmocka_unit_test(sums_and_conversions_are_the_cpus),
         cmocka_unit_test(adamw_is_the_cpus),
+        cmocka_unit_test(adamw_rounds_by_the_cpus_chance),
         cmocka_unit_test(adamw_skips_what_is_not_finite),
         cmocka_unit_test(adamw_begin_is_the_formula),
     };

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import conftest
+import numpy as np
 import pytest
 from conftest import ENV, ROOT, flip_bit, losses, newest, run_json, same_bits
 
@@ -281,3 +282,55 @@ def test_a_device_too_small_is_refused_before_anything_starts(start):
             assert f" {part} " in err.split("It is for")[1].split("(see `mobilellm plan`)")[0]
         assert "Lower batch.micro" in err and "nvidia-smi" in err + "nvidia-smi" * (name == "small")
         assert not list(Path(directory).glob("*.h5"))
+
+
+def philox(key, high, low):
+    """Philox4x32-10 [Salmon et al. 2011] of one key and a counter whose upper half is a number, the lower an array: (n, 4) words."""
+    word = 0xFFFFFFFF
+    low = np.asarray(low, np.uint64)
+    x = [low & word, low >> 32, np.full_like(low, high & word), np.full_like(low, high >> 32)]
+    k = [key & word, key >> 32]
+    for _ in range(10):
+        a, b = x[0] * 0xD2511F53, x[2] * 0xCD9E8D57  # of 32 bits each
+        x = [(b >> 32) ^ x[1] ^ k[0], b & word, (a >> 32) ^ x[3] ^ k[1], a & word]
+        k = [k[0] + 0x9E3779B9 & word, k[1] + 0xBB67AE85 & word]
+    return np.stack(x, -1)
+
+
+def mixed(a, b):
+    words = philox(a, 0, [b])[0]
+    return int(words[1]) << 32 | int(words[0])
+
+
+def hashed(text):
+    h = 0xCBF29CE484222325
+    for byte in text.encode():
+        h = (h ^ byte) * 0x100000001B3 % 2**64
+    return h
+
+
+def rounded_by_chance(master, name, seed, t):
+    """As docs/step.md says: bf16 numbers, as the upper halves of floats."""
+    block = philox(mixed(mixed(seed, hashed("stochastic rounding")), hashed(name)), t, np.arange((master.size + 7) // 8))
+    random = np.stack([block & 0xFFFF, block >> 16], -1).reshape(-1)[: master.size]
+    bits = master.reshape(-1).view(np.uint32).astype(np.uint64)
+    return ((bits + random >> 16).astype(np.uint32) << 16).view(np.float32).reshape(master.shape)
+
+
+@pytest.mark.parametrize("ranks", [pytest.param(0, marks=not_emulated), 2, 3])
+def test_stochastic_rounding_is_philox_s_on_any_ranks(start, ranks):
+    """Of the step, the tensor and the element alone, stopped and resumed or not."""
+    gpus(ranks)
+    keys = dict(dtype="bf16", optimizer__stochastic_rounding="true", init__seed=7, **SHORT)
+    whole, arguments = start("whole", **keys)
+    run_cuda(arguments, ranks=ranks)
+    found = conftest.tensors(newest(whole))
+    for name in [name.split("/", 1)[1] for name in found if name.startswith("params/")]:
+        assert (found[f"params/{name}"] == rounded_by_chance(found[f"optimizer/master/{name}"], name, 7, 6)).all(), name
+    if ranks == 3:
+        return
+    halves, arguments = start("halves", **keys)
+    run_cuda(arguments, "train.stop_after=3", ranks=ranks)
+    run_cuda(arguments, "--resume", ranks=ranks)
+    assert same_bits(newest(whole), newest(halves))
+    assert losses(whole) == losses(halves)

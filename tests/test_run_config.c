@@ -241,6 +241,7 @@ static void a_short_run_has_the_defaults(void **state) {
     assert_true(c.train.hang_timeout == 1800);
     assert_int_equal(c.train.stop_after, 0);
     assert_true(c.optimizer.lr == 1e-3 && c.optimizer.betas[0] == 0.9 && c.optimizer.betas[1] == 0.95 && c.optimizer.eps == 1e-8);
+    assert_false(c.optimizer.stochastic_rounding);
     assert_true(c.optimizer.weight_decay == 0.1 && c.optimizer.grad_clip == 1 && c.optimizer.z_loss == 0);
     assert_int_equal(c.schedule.kind, SCHEDULE_COSINE);
     assert_int_equal(c.schedule.warmup_tokens, 0);
@@ -273,6 +274,8 @@ static void runs_that_cannot_be_are_refused(void **state) {
     refused("command line: schedule.warmup_tokens 819200 is not below train.tokens 819200",
             WITH("schedule.warmup_tokens=819200"));
     refused("configs/runs/tiny.yaml:26: batch.tokens 4096 is no multiple of data.seq_len 1000", WITH("data.seq_len=1000"));
+    refused("command line: optimizer.stochastic_rounding is true with dtype: f32, expected false",
+            WITH("dtype=f32", "optimizer.stochastic_rounding=true"));
     refused("command line: schedule.decay_fraction is 0, expected a number above 0", WITH("schedule.decay_fraction=0"));
     refused("command line: schedule.decay_fraction: found \"1.5\", expected a number from 0 to 1",
             WITH("schedule.decay_fraction=1.5"));
@@ -293,6 +296,25 @@ static void runs_that_cannot_be_are_refused(void **state) {
             WITH("optimizer.weigth_decay=1"));
     refused("command line: lr is not a key. Did you mean optimizer.lr?", WITH("lr=1"));
     refused("command line: seed is not a key. Did you mean init.seed or data.seed?", WITH("seed=1"));
+}
+
+static void only_bf16_is_rounded_by_chance(void **state) {
+    (void)state;
+    char path[32], expected[256];
+    const char *chance = "optimizer:\n  lr: 1e-3\n  stochastic_rounding: true\n", *f32 = "dtype: f32\n";
+    run_config c;
+    error err;
+    if (read_short(&c, path, chance, &err)) fail_msg("%s", err.text);
+    assert_true(c.optimizer.stochastic_rounding);
+    run_config_free(&c);
+    char both[128];
+    snprintf(both, sizeof both, "%s%s", chance, f32);
+    assert_int_equal(read_short(&c, path, both, &err), -1);
+    assert_int_equal(err.code, STATUS_USAGE);
+    snprintf(expected, sizeof expected,
+             "%s:8: optimizer.stochastic_rounding is true with dtype: f32, expected false: only weights in bf16 are rounded",
+             path);
+    assert_string_equal(err.text, expected);
 }
 
 static void errors_of_the_network_of_a_run_say_so(void **state) {
@@ -344,7 +366,7 @@ static void assert_round_trip(const run_config *c, const char *path) {
     if (config_read(&back, run_config_keys, path, text, NULL, 0, &err)) fail_msg("%s\n%s", err.text, text);
     char *again = config_print(&back, run_config_keys);
     assert_string_equal(text, again);
-    assert_memory_equal(&back.optimizer, &c->optimizer, sizeof c->optimizer);
+    assert_memory_equal(&back.optimizer, &c->optimizer, offsetof(struct run_optimizer, stochastic_rounding));
     assert_int_equal(model_config_same(&c->model, "before", &back.model, "after", &err), 0);
     free(text);
     free(again);
@@ -450,6 +472,7 @@ int main(void) {
                                        cmocka_unit_test(a_difference_in_any_key_makes_another_network),
                                        cmocka_unit_test(a_short_run_has_the_defaults),
                                        cmocka_unit_test(runs_that_cannot_be_are_refused),
+                                       cmocka_unit_test(only_bf16_is_rounded_by_chance),
                                        cmocka_unit_test(errors_of_the_network_of_a_run_say_so),
                                        cmocka_unit_test(a_network_s_file_and_changes_to_it_come_in_either_order),
                                        cmocka_unit_test(the_overrides_of_a_search_work),

@@ -22,7 +22,8 @@ static const config_key heldout_source_keys[] = {
 
 #define AT(section, field) offsetof(struct run_##section, field)
 static const config_key init_keys[] = {
-    {"seed", CONFIG_INT64, AT(init, seed), "1", .doc = "seed of the random weights", .max = INFINITY},
+    {"seed", CONFIG_INT64, AT(init, seed), "1", .doc = "seed of the random weights and of optimizer.stochastic_rounding",
+     .max = INFINITY},
     {"stddev", CONFIG_DOUBLE, AT(init, stddev), "0.02",
      .doc = "standard deviation of the random weights; projections into the residual stream get it / sqrt(2 n_layers)",
      .max = 10},
@@ -80,6 +81,8 @@ static const config_key optimizer_keys[] = {
     {"grad_clip", CONFIG_DOUBLE, AT(optimizer, grad_clip), "1.0", .doc = "the largest norm of the whole gradient; 0: not clipped",
      .max = INFINITY},
     {"z_loss", CONFIG_DOUBLE, AT(optimizer, z_loss), "0", .doc = "weight of the squared log-partition of the logits", .max = 1},
+    {"stochastic_rounding", CONFIG_BOOL, AT(optimizer, stochastic_rounding), "false",
+     .doc = "bf16 weights are the f32 ones rounded up or down by chance, without bias; else to nearest"},
     {0}};
 
 static const config_key schedule_keys[] = {{"kind", CONFIG_CHOICE, AT(schedule, kind), "cosine",
@@ -141,6 +144,10 @@ static int check_optimizer(const run_config *c, error *err) {
     for (int i = 0; i < 2; i++)
         if (!(c->optimizer.betas[i] < 1))
             return error_set(err, STATUS_USAGE, "optimizer.betas.%d is 1, expected a number below 1: it would never forget", i);
+    if (c->optimizer.stochastic_rounding && c->dtype != DTYPE_BF16)
+        return error_set(err, STATUS_USAGE,
+                         "optimizer.stochastic_rounding is true with dtype: %s, expected false: only weights in bf16 are rounded",
+                         dtypes[c->dtype]);
     if (!(c->schedule.decay_fraction > 0))
         return error_set(err, STATUS_USAGE,
                          "schedule.decay_fraction is 0, expected a number above 0; for no decay, schedule.kind: constant");

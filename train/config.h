@@ -40,6 +40,7 @@ typedef struct run_config {
     } train;
     struct run_optimizer {
         double lr, betas[2], eps, weight_decay, grad_clip, z_loss;
+        bool stochastic_rounding; /* of bf16 parameters */
     } optimizer;
     struct run_schedule {
         int kind; /* schedule_kind */

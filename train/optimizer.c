@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "util/rng.h"
+
 int optimizer_open(optimizer *o, model *m, const ranks *r, arena *device, error *err) {
     *o = (optimizer){.model = m, .ranks = r};
     size_t bytes = (size_t)registry_shard_size(&m->registry) * sizeof(float);
@@ -105,14 +107,23 @@ void optimizer_name_nonfinite(const optimizer *o, const step_report *report, cha
     if (n == 0) snprintf(text, 100, "each rank's own gradient is finite, their sum is not");
 }
 
+/* Of the random bits that a tensor is rounded with: another one than its first weights are drawn with. */
+static uint64_t rounding_key(uint64_t seed, const tensor *t) {
+    return rng_mix(rng_mix(seed, rng_hash("stochastic rounding")), rng_hash(t->name));
+}
+
 static void update_piece(optimizer *o, const piece *p, const run_config *c, double lr) {
     model *m = o->model;
+    const tensor *t = &m->registry.tensors[p->tensor];
     dtype x = m->options.x;
     adamw_step step = {.lr = (float)lr,
                        .beta1 = (float)c->optimizer.betas[0],
                        .beta2 = (float)c->optimizer.betas[1],
                        .eps = (float)c->optimizer.eps,
-                       .weight_decay = m->registry.tensors[p->tensor].decay ? (float)c->optimizer.weight_decay : 0.0f};
+                       .weight_decay = t->decay ? (float)c->optimizer.weight_decay : 0.0f,
+                       .stochastic = c->optimizer.stochastic_rounding,
+                       .key = rounding_key((uint64_t)c->init.seed, t),
+                       .first = p->first};
     m->ops->adamw(m->backend, (char *)m->params + (size_t)p->flat * dtype_size(x), o->master ? o->master + p->shard : NULL,
                   o->m + p->shard, o->v + p->shard, m->grads + p->flat, &o->report->adamw, &step, x, p->count);
 }

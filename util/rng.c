@@ -1,20 +1,7 @@
-/* rng.c: Philox4x32-10 and what is built on it. */
+/* rng.c: what is built on Philox. */
 #include "util/rng.h"
 
 #include <math.h>
-
-void philox(uint32_t out[4], uint64_t key, uint64_t counter_hi, uint64_t counter_lo) {
-    uint32_t c[4] = {(uint32_t)counter_lo, (uint32_t)(counter_lo >> 32), (uint32_t)counter_hi, (uint32_t)(counter_hi >> 32)};
-    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
-    for (int round = 0; round < 10; round++) {
-        uint64_t p0 = 0xD2511F53ull * c[0], p1 = 0xCD9E8D57ull * c[2];
-        uint32_t next[4] = {(uint32_t)(p1 >> 32) ^ c[1] ^ k0, (uint32_t)p1, (uint32_t)(p0 >> 32) ^ c[3] ^ k1, (uint32_t)p0};
-        for (int i = 0; i < 4; i++) c[i] = next[i];
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    for (int i = 0; i < 4; i++) out[i] = c[i];
-}
 
 uint64_t rng_mix(uint64_t a, uint64_t b) {
     uint32_t r[4];

@@ -1,12 +1,11 @@
 /* rng.h: random numbers that are a function of a key and a counter, so that element i of a tensor, or sample i of an epoch,
- * does not depend on who computes it or on what was drawn before. [Salmon et al. 2011, Philox4x32-10] */
+ * does not depend on who computes it or on what was drawn before. */
 #ifndef MOBILELLM_UTIL_RNG_H
 #define MOBILELLM_UTIL_RNG_H
 
 #include <stdint.h>
 
-/* The 128 random bits number (counter_hi, counter_lo) of stream `key`. */
-void philox(uint32_t out[4], uint64_t key, uint64_t counter_hi, uint64_t counter_lo);
+#include "util/philox.h"
 
 /* A 64-bit hash that spreads a pair over all bits: to derive keys from seeds and small numbers. */
 uint64_t rng_mix(uint64_t a, uint64_t b);

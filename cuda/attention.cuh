@@ -23,6 +23,30 @@ __device__ __forceinline__ int last_query(const attention &a, int b, int t) {
     return a.last ? a.last[(int64_t)b * a.T + t] : min((int64_t)a.T - 1, (int64_t)t + a.window - 1);
 }
 
+enum mask_rows { ROWS_ARE_QUERIES, ROWS_ARE_KEYS };
+
+/* Elements of tiles, as tensor_core.cuh spreads them, become `value` where the row's position, from t0 on, and the column's, from
+ * column0 on, do not see each other. */
+template <mask_rows ROWS, int MT, int NT, typename... Tiles>
+__device__ __forceinline__ void mask_tiles(float value, const attention &a, int b, int t0, int column0, Tiles... tiles) {
+    constexpr bool KEYS = ROWS == ROWS_ARE_KEYS;
+    int lane = (int)threadIdx.x % WARP;
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int t = t0 + m * 16 + half * 8 + lane / 4;
+            int first = KEYS ? t : first_key(a, b, t), last = KEYS ? last_query(a, b, t) : t;
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    int column = column0 + n * 8 + lane % 4 * 2 + e;
+                    if (column < first || column > last) ((tiles[m][n][half * 2 + e] = value), ...);
+                }
+        }
+}
+
 /* Elements between two rows of a tile in shared memory: see tensor_core.cuh. */
 template <int DP>
 constexpr int LD = DP + 8;
@@ -47,6 +71,26 @@ __device__ __forceinline__ void load_tile(bf16 *tile, const bf16 *head, int64_t 
             int r = i / DP, c = i % DP;
             tile[r * LD<DP> + c] = t + r < T && c < D ? head[(t + r) * stride + c] : (bf16)0;
         }
+    }
+}
+
+/* Positions [t, t+BN) of a key head and of its value head to two tiles, one behind the other. */
+template <int BN, int DP, bool WIDE>
+__device__ __forceinline__ void load_keys(bf16 *tiles, const bf16 *k, const bf16 *v, int t, const attention &a) {
+    load_tile<BN, DP, WIDE>(tiles, k, a.row, t, a.T, a.D);
+    load_tile<BN, DP, WIDE>(tiles + BN * LD<DP>, v, a.row, t, a.T, a.D);
+}
+
+/* Waits for the tiles that are on their way, and starts those of positions [t, t+BN) on theirs, if t is before `end`, to stage 0
+ * or 1 of two, which no warp reads any more. */
+template <int BN, int DP, bool WIDE>
+__device__ __forceinline__ void next_keys(bf16 *tiles, int stage, const bf16 *k, const bf16 *v, int t, int end,
+                                          const attention &a) {
+    __pipeline_wait_prior(0);
+    __syncthreads(); /* what was on its way is here for all warps, and all have done with the tiles before */
+    if (t < end) {
+        load_keys<BN, DP, WIDE>(tiles + stage * 2 * BN * LD<DP>, k, v, t, a);
+        __pipeline_commit();
     }
 }
 

@@ -47,25 +47,6 @@ __device__ __forceinline__ void score_gradients(float dp[MT][NT][4], const float
             }
 }
 
-/* Gradients of keys that the rows from t0 on do not see become 0. */
-template <int MT, int NT>
-__device__ __forceinline__ void mask_keys(float dp[MT][NT][4], const attention &a, int b, int t0, int key0) {
-    int lane = (int)threadIdx.x % WARP;
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int t = t0 + m * 16 + half * 8 + lane / 4, first = first_key(a, b, t);
-#pragma unroll
-            for (int n = 0; n < NT; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    int key = key0 + n * 8 + lane % 4 * 2 + e;
-                    if (key > t || key < first) dp[m][n][half * 2 + e] = 0;
-                }
-        }
-}
-
 /* One block of WARPS*MT*16 queries of a head, tiles of BN keys. Blocks with the most keys come first. */
 template <int DP, int MT, int BN, bool WIDE>
 __global__ void __launch_bounds__(THREADS)
@@ -81,8 +62,7 @@ __global__ void __launch_bounds__(THREADS)
 
     load_tile<BM, DP, WIDE>(q_tile, sequence + (int64_t)h * a.D, a.row, t0, a.T, a.D);
     load_tile<BM, DP, WIDE>(q_tile + ROWS, d_o_array + ((int64_t)b * a.T * a.H + h) * a.D, (int64_t)a.H * a.D, t0, a.T, a.D);
-    load_tile<BN, DP, WIDE>(kv_tiles, k, a.row, begin, a.T, a.D);
-    load_tile<BN, DP, WIDE>(kv_tiles + TILE, v, a.row, begin, a.T, a.D);
+    load_keys<BN, DP, WIDE>(kv_tiles, k, v, begin, a);
     __pipeline_commit();
     gradient_rows<MT> rows;
     rows.t0 = t0 + warp * MT * 16;
@@ -100,14 +80,7 @@ __global__ void __launch_bounds__(THREADS)
 
     for (int key0 = begin, stage = 0; key0 < end; key0 += BN, stage ^= 1) {
         const bf16 *k_tile = kv_tiles + stage * 2 * TILE;
-        __pipeline_wait_prior(0);
-        __syncthreads(); /* this tile is here, and no warp reads the one before any more */
-        if (key0 + BN < end) {
-            bf16 *next = kv_tiles + (stage ^ 1) * 2 * TILE;
-            load_tile<BN, DP, WIDE>(next, k, a.row, key0 + BN, a.T, a.D);
-            load_tile<BN, DP, WIDE>(next + TILE, v, a.row, key0 + BN, a.T, a.D);
-            __pipeline_commit();
-        }
+        next_keys<BN, DP, WIDE>(kv_tiles, stage ^ 1, k, v, key0 + BN, end, a);
         if (key0 > last_row || key0 + BN <= first_of_warp) continue;
         float s[MT][NT][4], dp[MT][NT][4];
         clear<MT, NT>(s);
@@ -121,7 +94,7 @@ __global__ void __launch_bounds__(THREADS)
             add_product_transposed<MT, NT>(dp, d_o, k_tile + TILE, LD<DP>, d * 16);
         }
         score_gradients<MT, NT>(dp, s, rows, a.scale * LOG2_E);
-        if (key0 + BN - 1 > rows.t0 || key0 < first_of_last) mask_keys<MT, NT>(dp, a, b, rows.t0, key0);
+        if (key0 + BN - 1 > rows.t0 || key0 < first_of_last) mask_tiles<ROWS_ARE_QUERIES, MT, NT>(0, a, b, rows.t0, key0, dp);
         add_product<MT, NT, DP / 8>(dq, dp, k_tile, LD<DP>);
     }
     float factor[MT][2];
@@ -150,26 +123,6 @@ __device__ __forceinline__ void transposed_gradients(float s[MT][NT][4], float d
                 dp[m][n][e] = s[m][n][e] * (dp[m][n][e] - (e % 2 ? deltas.y : deltas.x));
             }
     }
-}
-
-/* P^T and dS^T of queries that do not see the rows (keys) from t0 on become 0. */
-template <int MT, int NT>
-__device__ __forceinline__ void mask_queries(float s[MT][NT][4], float dp[MT][NT][4], const attention &a, int b, int t0,
-                                             int query0) {
-    int lane = (int)threadIdx.x % WARP;
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int t = t0 + m * 16 + half * 8 + lane / 4, last = last_query(a, b, t);
-#pragma unroll
-            for (int n = 0; n < NT; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    int query = query0 + n * 8 + lane % 4 * 2 + e;
-                    if (query < t || query > last) s[m][n][half * 2 + e] = dp[m][n][half * 2 + e] = 0;
-                }
-        }
 }
 
 /* A tile of queries: one of those that see a block of keys, of one head of the group after the other. */
@@ -240,7 +193,7 @@ __global__ void __launch_bounds__(THREADS)
             add_product_transposed<MT, NT>(dp, left, d_o_tile, LD<DP>, d * 16);
         }
         transposed_gradients<MT, NT>(s, dp, statistics[stage], statistics[stage] + BN, a.scale * LOG2_E);
-        if (query0 < last_row || query0 + BN - 1 > last_of_first) mask_queries<MT, NT>(s, dp, a, b, row0, query0);
+        if (query0 < last_row || query0 + BN - 1 > last_of_first) mask_tiles<ROWS_ARE_KEYS, MT, NT>(0, a, b, row0, query0, s, dp);
         add_product<MT, NT, DP / 8>(dv, s, d_o_tile, LD<DP>);
         add_product<MT, NT, DP / 8>(dk, dp, q_tile, LD<DP>);
     }

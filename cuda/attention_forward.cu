@@ -14,25 +14,6 @@ struct query_rows {
     float sum[MT][2]; /* of the exponentials, the lane's columns only */
 };
 
-/* Scores of keys that the rows from t0 on do not see become -infinity. */
-template <int MT, int NT>
-__device__ __forceinline__ void mask_tile(float s[MT][NT][4], const attention &a, int b, int t0, int key0) {
-    int lane = (int)threadIdx.x % WARP;
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            int t = t0 + m * 16 + half * 8 + lane / 4, first = first_key(a, b, t);
-#pragma unroll
-            for (int n = 0; n < NT; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    int key = key0 + n * 8 + lane % 4 * 2 + e;
-                    if (key > t || key < first) s[m][n][half * 2 + e] = -INFINITY;
-                }
-        }
-}
-
 /* Scores become exponentials, and the sums before follow where a maximum grew. */
 template <int MT, int NT, int DP>
 __device__ __forceinline__ void softmax_tile(float s[MT][NT][4], float o[MT][DP / 8][4], query_rows<MT> &rows, float scale) {
@@ -110,8 +91,7 @@ __global__ void __launch_bounds__(THREADS) attention_forward_kernel(bf16 *o_arra
     int begin = first_key(a, b, t0), end = min(t0 + BM, a.T);
 
     load_tile<BM, DP, WIDE>(q_tile, sequence + (int64_t)h * a.D, a.row, t0, a.T, a.D);
-    load_tile<BN, DP, WIDE>(kv_tiles, k, a.row, begin, a.T, a.D);
-    load_tile<BN, DP, WIDE>(kv_tiles + TILE, v, a.row, begin, a.T, a.D);
+    load_keys<BN, DP, WIDE>(kv_tiles, k, v, begin, a);
     __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();
@@ -123,20 +103,14 @@ __global__ void __launch_bounds__(THREADS) attention_forward_kernel(bf16 *o_arra
 
     for (int key0 = begin, stage = 0; key0 < end; key0 += BN, stage ^= 1) {
         const bf16 *k_tile = kv_tiles + stage * 2 * TILE;
-        __pipeline_wait_prior(0);
-        __syncthreads(); /* this tile is here, and no warp reads the one before any more */
-        if (key0 + BN < end) {
-            bf16 *next = kv_tiles + (stage ^ 1) * 2 * TILE;
-            load_tile<BN, DP, WIDE>(next, k, a.row, key0 + BN, a.T, a.D);
-            load_tile<BN, DP, WIDE>(next + TILE, v, a.row, key0 + BN, a.T, a.D);
-            __pipeline_commit();
-        }
+        next_keys<BN, DP, WIDE>(kv_tiles, stage ^ 1, k, v, key0 + BN, end, a);
         if (key0 > last_row || key0 + BN <= first_of_warp) continue;
         float s[MT][NT][4];
         clear<MT, NT>(s);
 #pragma unroll
         for (int d = 0; d < DP / 16; d++) add_product_transposed<MT, NT>(s, q[d], k_tile, LD<DP>, d * 16);
-        if (key0 + BN - 1 > rows.t0 || key0 < first_of_last) mask_tile<MT, NT>(s, a, b, rows.t0, key0);
+        if (key0 + BN - 1 > rows.t0 || key0 < first_of_last)
+            mask_tiles<ROWS_ARE_QUERIES, MT, NT>(-INFINITY, a, b, rows.t0, key0, s);
         softmax_tile<MT, NT, DP>(s, o, rows, a.scale * LOG2_E);
         add_product<MT, NT, DP / 8>(o, s, k_tile + TILE, LD<DP>);
     }

@@ -1,64 +1,16 @@
 /* test_attention.c: blocked attention against the formula of ops.h, worked out in double by two plain loops over queries and
  * keys.
  *
- * Limits are on the norm of the error relative to the norm of the tensor. fp32: 1e-5. bf16: probabilities, their gradients and
- * results are rounded once each, by at most 2^-8 and 0.42 times that in the mean square, independently: two roundings on the way
- * to a result make 2.35e-3 (and that is what large tensors show); the limit is twice that, for the small ones. The reference of
- * the backward pass is given the forward pass's rounded o, as the op is; what that rounding costs against the true derivative
- * shows in the slopes of the loss. */
+ * The reference of the backward pass is given the forward pass's rounded o, as the op is; what that rounding costs against the
+ * true derivative shows in the slopes of the loss. */
+#include "attention_testing.h"
 #include "cpu/cpu.h"
-#include "op_testing.h"
-
-/* One call: its sizes, and everything it reads, in double. */
-typedef struct problem {
-    dtype x;
-    int B, T, H, K, D, window;
-    int32_t *doc; /* (N) or NULL */
-    double *qkv;  /* (N,(H+2K)*D) */
-    double *d_o;  /* (N,H*D) */
-    void *x_qkv, *x_d_o;
-} problem;
-
-/* What it writes. */
-typedef struct results {
-    void *o;    /* (N,H*D) x */
-    float *lse; /* (B,H,T) */
-    void *dqkv; /* (N,(H+2K)*D) x */
-} results;
-
-static int width(const problem *p) { return (p->H + 2 * p->K) * p->D; }
-static int64_t n_qkv(const problem *p) { return (int64_t)p->B * p->T * width(p); }
-static int64_t n_o(const problem *p) { return (int64_t)p->B * p->T * p->H * p->D; }
-static int64_t n_lse(const problem *p) { return (int64_t)p->B * p->H * p->T; }
-
-static void round_inputs(testing *t, problem *p) {
-    p->x_qkv = array_of(t, p->qkv, n_qkv(p), p->x);
-    p->x_d_o = array_of(t, p->d_o, n_o(p), p->x);
-}
-
-static problem make_problem(testing *t, dtype x, int B, int T, int H, int K, int D, int window) {
-    problem p = {.x = x, .B = B, .T = T, .H = H, .K = K, .D = D, .window = window};
-    p.qkv = random_doubles(t, n_qkv(&p), 1, 1.5f);
-    p.d_o = random_doubles(t, n_o(&p), 2, 1);
-    round_inputs(t, &p);
-    return p;
-}
-
-/* Documents of 1, 2, ... `longest`, 1, 2, ... positions; they do not go on into the next row, though its number may be the same.
- */
-static void add_documents(testing *t, problem *p, int longest) {
-    p->doc = new_bytes(t, (size_t)p->B * (size_t)p->T * sizeof *p->doc);
-    for (int i = 0, length = 1, left = 1, number = 7; i < p->B * p->T; i++) {
-        p->doc[i] = number;
-        if (--left > 0) continue;
-        length = length % longest + 1, left = length, number--;
-    }
-}
 
 static void *spoiled(testing *t, size_t bytes) { return memset(new_bytes(t, bytes), 0xff, bytes); } /* NaN everywhere */
 
 /* The ops on memory, scratch memory included, that was full of NaN. */
-static results run(testing *t, const problem *p) {
+static results run(const problem *p) {
+    testing *t = p->t;
     op_limits limits = {.x = p->x, .B = p->B, .T = p->T, .H = p->H, .K = p->K, .D = p->D};
     size_t bytes = cpu_attention_scratch(t->b, &limits);
     error err = {0};
@@ -146,57 +98,17 @@ static void reference_backward(const problem *p, double *dqkv, const void *o) {
     free(probability);
 }
 
-/* ---- comparison ---- */
-
-static const double limit_of[] = {[DTYPE_F32] = 1e-5, [DTYPE_BF16] = 4.7e-3};
-
-static void check_limit(const problem *p, const char *what, double off, double limit) {
-    if (!(off <= limit))
-        fail_msg("%s, %s B %d T %d H %d K %d D %d window %d%s: relative error %.3g, allowed %.3g", what, dtype_name(p->x), p->B,
-                 p->T, p->H, p->K, p->D, p->window, p->doc ? " documents" : "", off, limit);
-}
-
-/* Sums of squares over columns [from, to) of rows of `columns`. */
-typedef struct squares {
-    double error, expected;
-} squares;
-
-static squares compare(const void *got, dtype x, const double *expected, int64_t rows, int columns, int from, int to) {
-    squares s = {0, 0};
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = row * columns + from; i < row * columns + to; i++) {
-            double e = element(got, x, i) - expected[i];
-            s.error += e * e;
-            s.expected += expected[i] * expected[i];
-        }
-    return s;
-}
-
-/* Each of dq, dk and dv to the limit. Where queries see only themselves dq and dk are 0 but for rounding: then on dv's scale. */
-static void check_gradients(const problem *p, const void *got, const double *expected, double limit) {
-    int begin[] = {0, p->H * p->D, (p->H + p->K) * p->D, width(p)};
-    const char *names[] = {"dq", "dk", "dv"};
-    double dv_squares = compare(got, p->x, expected, (int64_t)p->B * p->T, width(p), begin[2], begin[3]).expected;
-    for (int i = 0; i < 3; i++) {
-        squares s = compare(got, p->x, expected, (int64_t)p->B * p->T, width(p), begin[i], begin[i + 1]);
-        check_limit(p, names[i], sqrt(s.error / (s.expected > 1e-10 * dv_squares ? s.expected : dv_squares)), limit);
-    }
-}
-
-static void check_problem(testing *t, const problem *p) {
-    results r = run(t, p);
-    double *o = new_doubles(t, n_o(p)), *lse = new_doubles(t, n_lse(p)), *dqkv = new_doubles(t, n_qkv(p));
+static void check_problem(const problem *p) {
+    results r = run(p);
+    double *o = new_doubles(p->t, n_o(p)), *lse = new_doubles(p->t, n_lse(p)), *dqkv = new_doubles(p->t, n_qkv(p));
     reference_forward(p, o, lse);
     reference_backward(p, dqkv, r.o);
-    squares s = compare(r.o, p->x, o, 1, (int)n_o(p), 0, (int)n_o(p));
-    check_limit(p, "o", sqrt(s.error / s.expected), limit_of[p->x]);
-    check_close("lse", r.lse, lse, n_lse(p), DTYPE_F32, 2e-6, 8);
-    check_gradients(p, r.dqkv, dqkv, limit_of[p->x]);
+    check_results(p, &r, o, lse, dqkv);
 }
 
 /* ---- promises ---- */
 
-static const int lengths[] = {1, 2, 7, 63, 64, 65, 130, 257}, head_sizes[] = {8, 16, 64, 80}, groups[] = {1, 2, 4};
+static const int lengths[] = {1, 2, 7, 63, 64, 65, 130, 257}, head_sizes[] = {8, 16, 64, 80};
 
 /* Every length with every mask, both formats; head sizes and groups take turns. */
 static void both_passes_are_the_formula(void **state) {
@@ -211,8 +123,8 @@ static void both_passes_are_the_formula(void **state) {
                     int K = 1 + turn % 2;
                     problem p = make_problem(&t, both_dtypes[x], T < 100 ? 2 : 1, T, K * groups[(documents + w + i) % 3], K,
                                              head_sizes[turn % 4], windows[w]);
-                    if (documents) add_documents(&t, &p, documents == 1 ? 9 : 100);
-                    check_problem(&t, &p);
+                    if (documents) add_documents(&p, documents == 1 ? 9 : 100);
+                    check_problem(&p);
                     testing_close(&t);
                 }
     }
@@ -228,14 +140,14 @@ static void heads_of_any_size_and_grouping(void **state) {
                 testing t;
                 testing_open(&t, 2);
                 problem p = make_problem(&t, both_dtypes[x], 1, 70, many_groups[g], 1, sizes[i], 40);
-                check_problem(&t, &p);
+                check_problem(&p);
                 testing_close(&t);
             }
 }
 
 /* sum(d_o * o) at qkv + step * direction */
-static double loss_at(testing *t, problem *p, const double *direction, double step) {
-    double *at = p->qkv, *moved = new_doubles(t, n_qkv(p)), *o = new_doubles(t, n_o(p)), *lse = new_doubles(t, n_lse(p)),
+static double loss_at(problem *p, const double *direction, double step) {
+    double *at = p->qkv, *moved = new_doubles(p->t, n_qkv(p)), *o = new_doubles(p->t, n_o(p)), *lse = new_doubles(p->t, n_lse(p)),
            loss = 0;
     for (int64_t i = 0; i < n_qkv(p); i++) moved[i] = at[i] + step * direction[i];
     p->qkv = moved;
@@ -255,25 +167,25 @@ static void gradient_is_the_derivative(void **state) {
         testing t;
         testing_open(&t, 2);
         problem p = make_problem(&t, both_dtypes[i % 2], 2, 67, 4, 2, 16, i / 2 % 3 * 20);
-        if (i >= 6) add_documents(&t, &p, 40);
-        results r = run(&t, &p);
+        if (i >= 6) add_documents(&p, 40);
+        results r = run(&p);
         double *direction = random_doubles(&t, n_qkv(&p), 9 + (uint64_t)i, 1), step = 1e-5, slope = 0, norm = 0;
         for (int64_t e = 0; e < n_qkv(&p); e++) {
             double g = element(r.dqkv, p.x, e);
             slope += g * direction[e];
             norm += g * g;
         }
-        double expected = (loss_at(&t, &p, direction, step) - loss_at(&t, &p, direction, -step)) / (2 * step);
+        double expected = (loss_at(&p, direction, step) - loss_at(&p, direction, -step)) / (2 * step);
         check_limit(&p, "slope", fabs(slope - expected) / sqrt(norm), (p.x == DTYPE_F32 ? 4 : 8) * limit_of[p.x]);
         testing_close(&t);
     }
 }
 
 /* Adds 1 to the key and value heads of positions [from, to) of row 0. */
-static void perturb_keys(testing *t, problem *p, int from, int to) {
+static void perturb_keys(problem *p, int from, int to) {
     for (int i = from; i < to; i++)
         for (int e = p->H * p->D; e < width(p); e++) p->qkv[(int64_t)i * width(p) + e] += 1;
-    round_inputs(t, p);
+    round_inputs(p);
 }
 
 /* A sliding window of W sees W keys, itself included: changing the key W positions back changes nothing, W-1 back does. */
@@ -286,12 +198,12 @@ static void window_counts_itself(void **state) {
         testing_open(&t, 2);
         problem p = make_problem(&t, DTYPE_F32, 1, T, 4, 2, 16, windows[i]);
         int64_t row = (int64_t)p.H * p.D;
-        results before = run(&t, &p);
-        perturb_keys(&t, &p, AT - windows[i], AT - windows[i] + 1);
-        results outside = run(&t, &p);
+        results before = run(&p);
+        perturb_keys(&p, AT - windows[i], AT - windows[i] + 1);
+        results outside = run(&p);
         check_same_bits("o", (float *)outside.o + AT * row, (float *)before.o + AT * row, row, p.x);
-        perturb_keys(&t, &p, AT - windows[i] + 1, AT - windows[i] + 2);
-        results inside = run(&t, &p);
+        perturb_keys(&p, AT - windows[i] + 1, AT - windows[i] + 2);
+        results inside = run(&p);
         for (int64_t e = AT * row; e < (AT + 1) * row; e++) assert_true(((float *)inside.o)[e] != ((float *)before.o)[e]);
         testing_close(&t);
     }
@@ -303,11 +215,11 @@ static void long_window_is_none(void **state) {
     testing t;
     testing_open(&t, 2);
     problem p = make_problem(&t, DTYPE_BF16, 2, 130, 4, 2, 16, 0);
-    results none = run(&t, &p);
+    results none = run(&p);
     const int windows[] = {130, 131, INT32_MAX};
     for (int i = 0; i < 3; i++) {
         p.window = windows[i];
-        results r = run(&t, &p);
+        results r = run(&p);
         check_same_bits("o", r.o, none.o, n_o(&p), p.x);
         check_same_bits("dqkv", r.dqkv, none.dqkv, n_qkv(&p), p.x);
     }
@@ -324,11 +236,11 @@ static void documents_do_not_see_each_other(void **state) {
         problem p = make_problem(&t, both_dtypes[x], 1, T, 4, 1, 16, 0);
         p.doc = new_bytes(&t, T * sizeof *p.doc);
         for (int i = 0; i < T; i++) p.doc[i] = i >= CUT;
-        results before = run(&t, &p);
+        results before = run(&p);
         for (int64_t e = 0; e < (int64_t)CUT * width(&p); e++) p.qkv[e] = -2 * p.qkv[e];
         for (int64_t e = 0; e < (int64_t)CUT * p.H * p.D; e++) p.d_o[e] = 3 * p.d_o[e];
-        round_inputs(&t, &p);
-        results after = run(&t, &p);
+        round_inputs(&p);
+        results after = run(&p);
         int64_t o_at = (int64_t)CUT * p.H * p.D, qkv_at = (int64_t)CUT * width(&p);
         size_t size = dtype_size(p.x);
         check_same_bits("o", (char *)after.o + o_at * (int64_t)size, (char *)before.o + o_at * (int64_t)size, n_o(&p) - o_at,
@@ -349,12 +261,11 @@ static void packed_row_is_separate_rows(void **state) {
     packed.B = 1, packed.T = ROWS * T;
     packed.doc = new_bytes(&t, ROWS * T * sizeof *packed.doc);
     for (int i = 0; i < ROWS * T; i++) packed.doc[i] = i / T % 2; /* numbers may come again, as long as neighbours differ */
-    results a = run(&t, &separate), b = run(&t, &packed);
+    results a = run(&separate), b = run(&packed);
     double *o = new_doubles(&t, n_o(&packed)), *dqkv = new_doubles(&t, n_qkv(&packed));
     for (int64_t e = 0; e < n_o(&packed); e++) o[e] = element(a.o, DTYPE_F32, e);
     for (int64_t e = 0; e < n_qkv(&packed); e++) dqkv[e] = element(a.dqkv, DTYPE_F32, e);
-    squares s = compare(b.o, DTYPE_F32, o, 1, (int)n_o(&packed), 0, (int)n_o(&packed));
-    check_limit(&packed, "o", sqrt(s.error / s.expected), 1e-6);
+    check_output(&packed, b.o, o, 1e-6);
     check_gradients(&packed, b.dqkv, dqkv, 1e-6);
     testing_close(&t);
 }
@@ -366,14 +277,13 @@ static void large_scores_do_not_overflow(void **state) {
     testing_open(&t, 2);
     problem p = make_problem(&t, DTYPE_F32, 1, 200, 2, 1, 16, 0);
     for (int64_t e = 0; e < n_qkv(&p); e++) p.qkv[e] *= e % width(&p) < 3 * p.D ? 40 : 1; /* q and k, not v */
-    round_inputs(&t, &p);
-    results r = run(&t, &p);
+    round_inputs(&p);
+    results r = run(&p);
     double *o = new_doubles(&t, n_o(&p)), *lse = new_doubles(&t, n_lse(&p));
     reference_forward(&p, o, lse);
     for (int64_t e = 0; e < n_qkv(&p); e++) assert_true(isfinite(((float *)r.dqkv)[e]));
     check_close("lse", r.lse, lse, n_lse(&p), DTYPE_F32, 1e-6, 1e4);
-    squares s = compare(r.o, p.x, o, 1, (int)n_o(&p), 0, (int)n_o(&p)); /* scores of 1e4 are known to 1e-3 only */
-    check_limit(&p, "o", sqrt(s.error / s.expected), 1e-3);
+    check_output(&p, r.o, o, 1e-3); /* scores of 1e4 are known to 1e-3 only */
     testing_close(&t);
 }
 
@@ -384,8 +294,8 @@ static void zero_gradient_gives_zero(void **state) {
         testing_open(&t, 2);
         problem p = make_problem(&t, both_dtypes[x], 2, 130, 4, 2, 16, 33);
         memset(p.d_o, 0, (size_t)n_o(&p) * sizeof *p.d_o);
-        round_inputs(&t, &p);
-        results r = run(&t, &p);
+        round_inputs(&p);
+        results r = run(&p);
         for (int64_t e = 0; e < n_qkv(&p); e++)
             if (element(r.dqkv, p.x, e) != 0) fail_msg("element %lld is %.9g", (long long)e, element(r.dqkv, p.x, e));
         testing_close(&t);
@@ -402,13 +312,15 @@ static void bits_are_repeatable(void **state) {
             testing t;
             testing_open(&t, 1);
             problem p = make_problem(&t, both_dtypes[x], 1, 257, 2 * K, K, 16, 0);
-            results one = run(&t, &p);
+            results one = run(&p);
             double *dqkv = new_doubles(&t, n_qkv(&p));
             reference_backward(&p, dqkv, one.o);
             for (int i = 0; i < 4; i++) {
                 testing other;
                 testing_open(&other, threads[i]);
-                results first = run(&other, &p), again = run(&other, &p);
+                problem same = p;
+                same.t = &other, same.b = other.b;
+                results first = run(&same), again = run(&same);
                 check_same_bits("o", first.o, one.o, n_o(&p), p.x);
                 check_same_bits("lse", first.lse, one.lse, n_lse(&p), DTYPE_F32);
                 check_same_bits("dqkv", again.dqkv, first.dqkv, n_qkv(&p), p.x);

@@ -11,6 +11,8 @@
 
 #include <cmocka.h>
 
+#include "folder_testing.h"
+
 typedef struct item {
     char *name;
     double weight;
@@ -74,23 +76,8 @@ static const config_key schema[] = {
     {"part", CONFIG_SECTION, offsetof(sample, part), NULL, .doc = "a part", .keys = part_keys, .may_be_file = true},
     {0}};
 
-static char dir[] = "/tmp/test_config.XXXXXX";
-
-static int make_dir(void **state) {
-    (void)state;
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int remove_dir(void **state) {
-    (void)state;
-    char command[64];
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    return system(command);
-}
-
-static const char *write_file(char path[128], const char *name, const char *text) {
-    snprintf(path, 128, "%s/%s", dir, name);
-    FILE *f = fopen(path, "w");
+static const char *write_file(char path[FOLDER_PATH], const char *name, const char *text) {
+    FILE *f = fopen(in_folder(path, name), "w");
     assert_non_null(f);
     fputs(text, f);
     assert_int_equal(fclose(f), 0);
@@ -386,7 +373,7 @@ static void a_section_file_in_the_working_directory_comes_first(void **state) {
     write_file(path, "small.yaml", "size: 3\n");
     assert_non_null(getcwd(cwd, sizeof cwd));
     char elsewhere[128];
-    snprintf(elsewhere, sizeof elsewhere, "%s/elsewhere", dir);
+    snprintf(elsewhere, sizeof elsewhere, "%s/elsewhere", folder);
     char command[160];
     snprintf(command, sizeof command, "mkdir -p %s", elsewhere);
     assert_int_equal(system(command), 0);
@@ -404,7 +391,7 @@ static void a_section_file_in_the_working_directory_comes_first(void **state) {
 /* Reads the file with one override (or none); the message is `expected`, in which %s stands for the directory. */
 static void file_refused(const char *name, const char *override, const char *expected, const char *place) {
     char path[128], message[1024];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
     snprintf(message, sizeof message, "%s%s", place, expected);
     sample s;
     error err;
@@ -419,7 +406,7 @@ static void errors_in_a_section_s_file_name_that_file(void **state) {
     char path[128], place[160];
     write_file(path, "run.yaml", "count: 1\npart: p.yaml\n");
     write_file(path, "p.yaml", "# a part\nsise: 3\n");
-    snprintf(place, sizeof place, "%s/p.yaml", dir);
+    snprintf(place, sizeof place, "%s/p.yaml", folder);
     file_refused("run.yaml", NULL, ":2: sise is not a key. Did you mean size?", place);
     write_file(path, "p.yaml", "# a part\nsize: 30\n");
     file_refused("run.yaml", NULL, ":2: size: found \"30\", expected a whole number from 1 to 9", place);
@@ -431,14 +418,14 @@ static void errors_in_a_section_s_file_name_that_file(void **state) {
     write_file(path, "p.yaml", "a: [\n");
     file_refused("run.yaml", NULL, ":2: did not find expected node content while parsing a flow node", place);
 
-    snprintf(place, sizeof place, "%s/run.yaml", dir);
+    snprintf(place, sizeof place, "%s/run.yaml", folder);
     write_file(path, "run.yaml", "count: 1\npart: none.yaml\n");
     file_refused("run.yaml", NULL, ":2: part: there is no file none.yaml here, nor", place);
     write_file(path, "run.yaml", "count: 1\npart: /none.yaml\n");
     file_refused("run.yaml", NULL, ":2: part: there is no file /none.yaml", place);
     file_refused("run.yaml", "part=none.yaml", "part: there is no file none.yaml here, nor", "command line: ");
-    file_refused("absent.yaml", NULL, "/absent.yaml: cannot be opened: No such file or directory", dir);
-    file_refused(".", NULL, "/.: cannot be read: Is a directory", dir);
+    file_refused("absent.yaml", NULL, "/absent.yaml: cannot be opened: No such file or directory", folder);
+    file_refused(".", NULL, "/.: cannot be read: Is a directory", folder);
 }
 
 static void a_key_s_place_is_its_line_or_the_command_line(void **state) {
@@ -468,7 +455,7 @@ static void a_file_too_large_for_a_config_is_refused(void **state) {
     assert_non_null(f);
     for (int i = 0; i < 1 << 18; i++) fputs("#\n", f);
     fclose(f);
-    file_refused("large.yaml", NULL, "/large.yaml: larger than 262144 bytes: this is not a config", dir);
+    file_refused("large.yaml", NULL, "/large.yaml: larger than 262144 bytes: this is not a config", folder);
 }
 
 static void assert_round_trip(const sample *s) {
@@ -655,5 +642,5 @@ int main(void) {
                                        cmocka_unit_test(printing_is_plain_block_yaml),
                                        cmocka_unit_test(the_help_names_keys_defaults_and_meanings_in_columns),
                                        cmocka_unit_test(the_nearest_word_is_found_if_one_is_near)};
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

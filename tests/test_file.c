@@ -16,24 +16,7 @@
 
 #include <cmocka.h>
 
-static char dir[] = "/tmp/test_file.XXXXXX";
-
-static const char *in_dir(char path[128], const char *name) {
-    snprintf(path, 128, "%s/%s", dir, name);
-    return path;
-}
-
-static int make_dir(void **state) {
-    (void)state;
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int remove_dir(void **state) {
-    (void)state;
-    char command[64];
-    snprintf(command, sizeof command, "rm -r %s", dir);
-    return system(command);
-}
+#include "folder_testing.h"
 
 static void assert_content(const char *path, const char *expected) {
     char text[256] = "";
@@ -59,8 +42,8 @@ static void replacing_puts_the_whole_new_file_and_leaves_no_other(void **state) 
     (void)state;
     error err;
     char path[128], temporary[128];
-    in_dir(path, "a");
-    in_dir(temporary, "a.tmp");
+    in_folder(path, "a");
+    in_folder(temporary, "a.tmp");
     assert_int_equal(file_replace(path, "a long first version", 20, &err), 0);
     assert_content(path, "a long first version");
     assert_int_equal(file_replace(path, "second", 6, &err), 0);
@@ -73,8 +56,8 @@ static void a_replacement_that_fails_leaves_the_old_file(void **state) {
     (void)state;
     error err;
     char path[128], temporary[128];
-    in_dir(path, "b");
-    in_dir(temporary, "b.tmp");
+    in_folder(path, "b");
+    in_folder(temporary, "b.tmp");
     assert_int_equal(file_replace(path, "old", 3, &err), 0);
     struct rlimit before, small;
     getrlimit(RLIMIT_FSIZE, &before);
@@ -95,20 +78,20 @@ static void directories_are_made_with_their_parents(void **state) {
     error err;
     char path[128];
     struct stat about;
-    assert_int_equal(file_make_directories(in_dir(path, "p/q/r"), &err), 0);
+    assert_int_equal(file_make_directories(in_folder(path, "p/q/r"), &err), 0);
     assert_int_equal(stat(path, &about), 0);
     assert_true(S_ISDIR(about.st_mode));
-    assert_int_equal(file_make_directories(in_dir(path, "p/q/s/"), &err), 0);
-    assert_int_equal(stat(in_dir(path, "p/q/s"), &about), 0);
-    assert_int_equal(file_make_directories(in_dir(path, "p/q"), &err), 0);
+    assert_int_equal(file_make_directories(in_folder(path, "p/q/s/"), &err), 0);
+    assert_int_equal(stat(in_folder(path, "p/q/s"), &about), 0);
+    assert_int_equal(file_make_directories(in_folder(path, "p/q"), &err), 0);
 }
 
 static void a_file_in_the_way_of_a_directory_is_named(void **state) {
     (void)state;
     error err;
     char path[128], file[128];
-    assert_int_equal(file_replace(in_dir(file, "f"), "", 0, &err), 0);
-    assert_int_equal(file_make_directories(in_dir(path, "f/g"), &err), -1);
+    assert_int_equal(file_replace(in_folder(file, "f"), "", 0, &err), 0);
+    assert_int_equal(file_make_directories(in_folder(path, "f/g"), &err), -1);
     assert_non_null(strstr(err.text, "/f is not a directory"));
     assert_int_equal(file_make_directories("/proc/none/of/this", &err), -1);
     assert_string_equal(err.text, "/proc/none: cannot make the directory: No such file or directory.");
@@ -122,5 +105,5 @@ int main(void) {
         cmocka_unit_test(directories_are_made_with_their_parents),
         cmocka_unit_test(a_file_in_the_way_of_a_directory_is_named),
     };
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -18,26 +18,9 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "folder_testing.h"
+
 enum { PATH = 256, TEXT = 1 << 16 };
-
-static char base[] = "/tmp/test_metrics.XXXXXX";
-
-static int make_base(void **state) {
-    (void)state;
-    return mkdtemp(base) ? 0 : -1;
-}
-
-static int remove_base(void **state) {
-    (void)state;
-    char command[64];
-    snprintf(command, sizeof command, "rm -r %s", base);
-    return system(command);
-}
-
-static const char *in_base(char path[PATH], const char *name) {
-    snprintf(path, PATH, "%s/%s", base, name);
-    return path;
-}
 
 /* Sends standard output to a file until told to restore it. */
 static int redirect_stdout(const char *path) {
@@ -180,7 +163,7 @@ static void log_steps(const char *dir, int64_t first_step, int64_t from, int64_t
     metrics *m;
     char console[PATH];
     if (metrics_open(&m, dir, first_step, false, &err)) fail_msg("%s", err.text);
-    int saved = redirect_stdout(in_base(console, "console"));
+    int saved = redirect_stdout(in_folder(console, "console"));
     for (int64_t i = from; i < to; i++) {
         step_metrics s = STEP;
         s.step = i;
@@ -197,8 +180,8 @@ static void log_steps(const char *dir, int64_t first_step, int64_t from, int64_t
 static void the_console_gets_the_lines(void **state) {
     (void)state;
     char dir[PATH], console[PATH], text[TEXT], line[METRICS_LINE], expected[TEXT];
-    log_steps(in_base(dir, "console_run"), 0, 10, 11);
-    read_text(text, in_base(console, "console"));
+    log_steps(in_folder(dir, "console_run"), 0, 10, 11);
+    read_text(text, in_folder(console, "console"));
     step_metrics s = STEP;
     s.step = 10;
     s.loss = 1.0;
@@ -224,12 +207,12 @@ static void a_line_of_json_holds_every_figure(void **state) {
     s.loss = 0.1 + 0.2; /* 0.30000000000000004: all digits are kept */
     e.bits_per_byte = NAN;
     e.prefix = "a \"quoted\" name";
-    assert_int_equal(metrics_open(&m, in_base(dir, "json/made/here"), 0, false, &err), 0);
+    assert_int_equal(metrics_open(&m, in_folder(dir, "json/made/here"), 0, false, &err), 0);
     int saved = redirect_stdout("/dev/null"), failed = metrics_step(m, &s, &err) || metrics_eval(m, &e, &err);
     restore_stdout(saved);
     metrics_close(m);
     assert_int_equal(failed, 0);
-    read_text(text, in_base(path, "json/made/here/metrics.jsonl"));
+    read_text(text, in_folder(path, "json/made/here/metrics.jsonl"));
     char *second = strchr(text, '\n') + 1;
     json_t *train = json_loadb(text, (size_t)(second - text), 0, NULL), *eval = json_loads(second, 0, NULL);
     json_t *train_expected =
@@ -252,8 +235,8 @@ static void lines_beyond_the_checkpoint_and_a_torn_one_are_cut(void **state) {
     error err;
     metrics *m;
     char dir[PATH], path[PATH], text[TEXT];
-    in_base(dir, "cut");
-    in_base(path, "cut/metrics.jsonl");
+    in_folder(dir, "cut");
+    in_folder(path, "cut/metrics.jsonl");
     assert_int_equal(metrics_open(&m, dir, 0, false, &err), 0);
     metrics_close(m);
     write_text(path,
@@ -272,8 +255,8 @@ static void an_evaluation_that_is_repeated_is_cut(void **state) {
     error err;
     metrics *m;
     char dir[PATH], path[PATH], text[TEXT];
-    in_base(dir, "repeated");
-    in_base(path, "repeated/metrics.jsonl");
+    in_folder(dir, "repeated");
+    in_folder(path, "repeated/metrics.jsonl");
     assert_int_equal(metrics_open(&m, dir, 0, false, &err), 0);
     metrics_close(m);
     write_text(path,
@@ -291,8 +274,8 @@ static void nothing_to_cut_leaves_the_file_alone(void **state) {
     metrics *m;
     char dir[PATH], path[PATH];
     struct stat before, after;
-    log_steps(in_base(dir, "whole"), 0, 1, 6);
-    assert_int_equal(stat(in_base(path, "whole/metrics.jsonl"), &before), 0);
+    log_steps(in_folder(dir, "whole"), 0, 1, 6);
+    assert_int_equal(stat(in_folder(path, "whole/metrics.jsonl"), &before), 0);
     assert_int_equal(metrics_open(&m, dir, 5, false, &err), 0);
     metrics_close(m);
     assert_int_equal(stat(path, &after), 0);
@@ -306,10 +289,10 @@ static void a_new_run_starts_with_an_empty_file(void **state) {
     error err;
     metrics *m;
     char dir[PATH], path[PATH], text[TEXT];
-    log_steps(in_base(dir, "again"), 0, 0, 6);
+    log_steps(in_folder(dir, "again"), 0, 0, 6);
     assert_int_equal(metrics_open(&m, dir, 0, false, &err), 0);
     metrics_close(m);
-    read_text(text, in_base(path, "again/metrics.jsonl"));
+    read_text(text, in_folder(path, "again/metrics.jsonl"));
     assert_string_equal(text, "");
 }
 
@@ -318,8 +301,8 @@ static void a_file_that_is_not_ours_is_refused_by_line(void **state) {
     error err;
     metrics *m;
     char dir[PATH], path[PATH], text[TEXT];
-    log_steps(in_base(dir, "foreign"), 0, 1, 2);
-    write_text(in_base(path, "foreign/metrics.jsonl"), "{\"step\": 1}\nhello\n{\"step\": 2}\n");
+    log_steps(in_folder(dir, "foreign"), 0, 1, 2);
+    write_text(in_folder(path, "foreign/metrics.jsonl"), "{\"step\": 1}\nhello\n{\"step\": 2}\n");
     assert_int_equal(metrics_open(&m, dir, 1, false, &err), -1);
     assert_null(m);
     assert_int_equal(err.code, STATUS_INPUT);
@@ -335,7 +318,7 @@ static int log_within(const char *name, rlim_t limit, rlim_t *json_size, rlim_t 
     struct rlimit before;
     struct stat about;
     glob_t files;
-    assert_int_equal(metrics_open(&m, in_base(dir, name), 0, false, err), 0);
+    assert_int_equal(metrics_open(&m, in_folder(dir, name), 0, false, err), 0);
     getrlimit(RLIMIT_FSIZE, &before);
     int saved = redirect_stdout("/dev/null");
     signal(SIGXFSZ, SIG_IGN);
@@ -381,7 +364,7 @@ static void a_console_that_cannot_be_written_is_an_error(void **state) {
     error err;
     metrics *m;
     char dir[PATH];
-    assert_int_equal(metrics_open(&m, in_base(dir, "no_console"), 0, false, &err), 0);
+    assert_int_equal(metrics_open(&m, in_folder(dir, "no_console"), 0, false, &err), 0);
     int saved = redirect_stdout("/dev/full"), result = metrics_step(m, &STEP, &err);
     restore_stdout(saved);
     clearerr(stdout);
@@ -405,7 +388,7 @@ static void a_resumed_run_adds_an_event_file(void **state) {
     (void)state;
     char path[PATH], line[32], text[TEXT];
     const char *dir = getenv("METRICS_TEST_DIR");
-    if (!dir) dir = in_base(path, "resumed");
+    if (!dir) dir = in_folder(path, "resumed");
     log_steps(dir, 0, 1, 31);
     log_steps(dir, 20, 21, 41);
     char pattern[2 * PATH];
@@ -451,5 +434,5 @@ int main(void) {
         cmocka_unit_test(a_directory_that_cannot_be_made_is_named),
         cmocka_unit_test(a_resumed_run_adds_an_event_file),
     };
-    return cmocka_run_group_tests(tests, make_base, remove_base);
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -13,8 +13,9 @@
 #include <unistd.h>
 
 enum {
-    PIECE = 4 << 20, /* bytes: a thread's turn */
-    BATCH = 8        /* pieces */
+    PIECE = 4 << 20,  /* bytes: a thread's turn */
+    BATCH = 8,        /* pieces */
+    MOST_THREADS = 16 /* no disk needs more at a time, and each has a buffer */
 };
 
 typedef struct piece {
@@ -52,6 +53,8 @@ static int open_files(writing *w, const char *path) {
     return 0;
 }
 
+static int n_threads(void) { return omp_get_max_threads() < MOST_THREADS ? omp_get_max_threads() : MOST_THREADS; }
+
 static int open_writing(writing *w, const char *path, const direct_range *ranges, int n) {
     *w = (writing){.direct = -1, .plain = -1, .page = sysconf(_SC_PAGESIZE)};
     for (int i = 0; i < n; i++) {
@@ -60,7 +63,7 @@ static int open_writing(writing *w, const char *path, const direct_range *ranges
     }
     w->batch = w->device ? BATCH : w->n_pieces;
     w->pieces = malloc((size_t)w->n_pieces * sizeof *w->pieces + 1);
-    w->buffers = aligned_alloc((size_t)w->page, (size_t)(w->device ? 2 * BATCH : omp_get_max_threads()) * PIECE);
+    w->buffers = aligned_alloc((size_t)w->page, (size_t)(w->device ? 2 * BATCH : n_threads()) * PIECE);
     if (!w->pieces || !w->buffers) return ENOMEM;
     piece *next = w->pieces;
     for (int i = 0; i < n; i++) next += cut(next, &ranges[i]);
@@ -148,7 +151,7 @@ static void copy_out(const writing *w, int64_t first) {
 
 static void write_all(writing *w) {
     if (w->device) copy_out(w, 0);
-#pragma omp parallel
+#pragma omp parallel num_threads(n_threads())
     for (int64_t first = 0; first < w->n_pieces; first += w->batch) {
         int64_t end = w->n_pieces - first < w->batch ? w->n_pieces : first + w->batch;
 #pragma omp master

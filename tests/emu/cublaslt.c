@@ -4,6 +4,7 @@
  * asked for is overwritten, so that what should not have been in it shows. There are two algorithms, whose sums differ in order,
  * as those of the real one do: their results differ in the last bits. A shared library of its own, never under a sanitizer. */
 #include <dnnl.h>
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -164,11 +165,14 @@ static const float *as_floats(const void *matrix, const struct lt_layout_opaque 
 }
 
 /* out (m,n) = alpha op(a) op(b) + beta out, by products over parts of k. A column-major matrix is its transpose row-major, and
- * sgemm takes row-major ones: so b comes first. */
+ * sgemm takes row-major ones: so b comes first. By one thread, because with several sgemm may cut up k, and the bits would depend
+ * on their number. */
 static void multiply(float *out, const job *j, const float *a, const float *b, float beta, int parts) {
     const struct lt_layout_opaque *la = &j->layout_a, *lb = &j->layout_b, *ld = &j->layout_d;
     int64_t k = j->matmul.transposed_a ? la->rows : la->columns;
     if (k < parts) parts = 1;
+    int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
     for (int part = 0; part < parts; part++) {
         int64_t from = k * part / parts, to = k * (part + 1) / parts;
         const float *a_part = a + from * (j->matmul.transposed_a ? 1 : la->line);
@@ -176,6 +180,7 @@ static void multiply(float *out, const job *j, const float *a, const float *b, f
         dnnl_sgemm(j->matmul.transposed_b ? 'T' : 'N', j->matmul.transposed_a ? 'T' : 'N', ld->columns, ld->rows, to - from,
                    j->alpha, b_part, lb->line, a_part, la->line, part ? 1 : beta, out, ld->line);
     }
+    omp_set_num_threads(threads);
 }
 
 static void run(void *argument) {

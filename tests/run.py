@@ -12,6 +12,7 @@ prints, because a test may leave a line unfinished; and only the number that is 
 """
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -20,7 +21,10 @@ import time
 import xml.etree.ElementTree
 from collections import namedtuple
 
-TIMEOUT = {"c": 300, "asan": 900, "py": 900}  # seconds a file
+TIMEOUT = {"c": 300, "sanitized": 900, "py": 900}  # seconds a file
+
+# Of the orders in which the emulated GPU runs threads, blocks and streams (tests/emu): others in each run.
+SEED = os.environ.get("CUEMU_SEED") or str(random.SystemRandom().randrange(1, 10**9))
 
 Counts = namedtuple("Counts", "passed failed skipped")
 
@@ -31,6 +35,7 @@ TAP_RESULT = re.compile(r"(not ok|ok) (\d+)((?: - | # ).*)$")
 def environment():
     env = dict(os.environ)
     env["CMOCKA_MESSAGE_OUTPUT"] = "TAP"
+    env["CUEMU_SEED"] = SEED
     if os.geteuid() == 0:  # containers and CI; Open MPI refuses root otherwise
         env["OMPI_ALLOW_RUN_AS_ROOT"] = env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     # More ranks than cores: allowed, and waiting ranks and threads give the core away. Open MPI 4 reads OMPI_, 5 also PRTE_.
@@ -103,7 +108,7 @@ def read_tap(text):
 
 def run_cmocka(path):
     log = path + ".log"
-    status = run([path], log, TIMEOUT["asan" if "/asan/" in path else "c"])
+    status = run([path], log, TIMEOUT["sanitized" if re.search("[/-][at]san/", path) else "c"])
     with open(log, errors="replace") as f:
         text = f.read()
     counts, wrong = read_tap(text)
@@ -161,6 +166,8 @@ def main():
     paths = sys.argv[1:]
     # A test runs in a session of its own, so whatever ends us must reach it through `run`: SIGTERM does as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if any("/emu" in path or path.startswith("tests/test_cuda") for path in paths):
+        print(f"CUEMU_SEED={SEED} in the environment repeats this run's random orders on the emulated GPU", flush=True)
     results = [run_file(path) for path in paths]
     total = Counts(*(sum(column) for column in zip(*results))) if results else Counts(0, 0, 0)
     for path, counts in zip(paths, results):

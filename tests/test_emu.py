@@ -33,6 +33,7 @@ FOUND = [
     ("unwritten_static", WRONG, [(TSAN, "")]),
     ("unwritten_dynamic", WRONG, ALL),
     ("unwritten_global", WRONG, ALL),
+    ("unwritten_maximum", WRONG, [(FAST, "CUEMU_FRESH=1"), (ASAN, "CUEMU_FRESH=2"), (TSAN, "CUEMU_FRESH=3")]),
     ("async_copy", WRONG, [(FAST, ""), (ASAN, "")]),
     ("async_copy", RACE, BOTH_TSAN),
     ("tensor_core", WRONG, ALL),
@@ -52,7 +53,7 @@ SEEDS = range(1, 13)
 FOUND_BY_SEEDS = [(case, "CUEMU_ORDER") for case in ("reduction", "scratch_reuse", "broadcast", "syncwarp")] + [
     (case, "CUEMU_STREAMS") for case in ("stream_sync", "pinned_reuse", "event_wait")]
 
-SETTINGS = ["", "CUEMU_ORDER=fwd", "CUEMU_ORDER=rev", "CUEMU_ORDER=rand:1", "CUEMU_ORDER=rand:2", "CUEMU_STREAMS=eager", "CUEMU_STREAMS=lazy", "CUEMU_STREAMS=rand:1", "CUEMU_GUARD=1"]
+SETTINGS = ["", "CUEMU_ORDER=fwd", "CUEMU_ORDER=rev", "CUEMU_ORDER=rand:1", "CUEMU_ORDER=rand:2", "CUEMU_STREAMS=eager", "CUEMU_STREAMS=lazy", "CUEMU_STREAMS=rand:1", "CUEMU_GUARD=1", "CUEMU_FRESH=1"]
 CORRECT = [(flavour, setting) for flavour in (FAST, ASAN, TSAN) for setting in SETTINGS if (flavour, setting) != (TSAN, "CUEMU_GUARD=1")]
 
 

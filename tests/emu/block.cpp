@@ -196,7 +196,7 @@ static void *new_shared(size_t bytes) {
     return memory;
 }
 
-/* Shared memory starts as NaN, so that what is read before it is written shows; and no earlier block's accesses race with ours.
+/* Shared memory starts spoiled, so that what is read before it is written shows; and no earlier block's accesses race with ours.
  */
 static void forget_shared(block *b, uint64_t turn) {
     (void)turn;
@@ -216,10 +216,10 @@ static void forget_shared(block *b, uint64_t turn) {
         known = true;
         __tsan_java_alloc(start, words);
 #endif
-        memset(__start_cuemu_shared, 0xff, bytes);
+        spoil(__start_cuemu_shared, bytes);
     }
 #endif
-    if (b->shared) memset(b->shared, 0xff, b->call->shared);
+    if (b->shared) spoil(b->shared, b->call->shared);
 }
 
 block *block_open(const launch_call *call) {

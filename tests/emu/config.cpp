@@ -29,14 +29,16 @@ void fatal(const char *format, ...) {
 #define CUEMU_STREAMS_IS "eager"
 #endif
 
+static uint64_t seed_of(uint64_t number) { return (number * 0x9E3779B97F4A7C15ull) | 1; }
+
 /* Which of three words the variable is; the number after "WORD:" goes into the seed. */
 static int choice(const char *variable, const char *otherwise, const char *const words[3], uint64_t *seed) {
     const char *value = getenv(variable) ? getenv(variable) : otherwise;
     size_t length = strcspn(value, ":");
-    if (value[length]) *seed = (strtoull(value + length + 1, nullptr, 0) * 0x9E3779B97F4A7C15ull) | 1;
+    if (value[length]) *seed = seed_of(strtoull(value + length + 1, nullptr, 0));
     for (int i = 0; i < 3; i++)
         if (strlen(words[i]) == length && !strncmp(value, words[i], length)) return i;
-    fatal("%s=%s: expected %s, %s or %s:SEED", variable, value, words[0], words[1], words[2]);
+    fatal("%s=%s: expected %s, %s, %s or %s:SEED", variable, value, words[0], words[1], words[2], words[2]);
 }
 
 static uint64_t number(const char *variable, uint64_t otherwise) {
@@ -51,7 +53,7 @@ static uint64_t number(const char *variable, uint64_t otherwise) {
 static config read_environment() {
     static const char *const orders[] = {"fwd", "rev", "rand"}, *const timings[] = {"eager", "lazy", "rand"};
     config c = {};
-    c.order_seed = c.stream_seed = 1;
+    c.order_seed = c.stream_seed = seed_of(number("CUEMU_SEED", 1));
     c.threads = static_cast<order>(choice("CUEMU_ORDER", CUEMU_ORDER_IS, orders, &c.order_seed));
     c.streams = static_cast<timing>(choice("CUEMU_STREAMS", CUEMU_STREAMS_IS, timings, &c.stream_seed));
 #ifdef CUEMU_CHECKED
@@ -62,6 +64,7 @@ static config read_environment() {
     c.stack = number("CUEMU_STACK", 64 << 10);
 #endif
     c.stack = (c.stack + 4095) & ~static_cast<size_t>(4095);
+    c.fresh_seed = number("CUEMU_FRESH", 0);
     c.guard = number("CUEMU_GUARD", 0) != 0;
     c.memory = number("CUEMU_MEMORY", 8ull << 30);
     c.largest = number("CUEMU_LARGEST", c.memory);

@@ -5,8 +5,10 @@
  * block at a time on an OS thread, so that every barrier, shuffle and race of a kernel is a real one, in an order we choose.
  *
  * The environment of the program decides how (in brackets: otherwise; the first two differ by flavour, see emu.mk):
- *   CUEMU_ORDER=fwd|rev|rand:SEED      in which order threads run between barriers, and blocks of a grid
- *   CUEMU_STREAMS=eager|lazy|rand:SEED when work on a stream runs: at once; only when something waits for it; or between
+ *   CUEMU_ORDER=fwd|rev|rand[:SEED]    in which order threads run between barriers, and blocks of a grid
+ *   CUEMU_STREAMS=eager|lazy|rand[:SEED] when work on a stream runs: at once; only when something waits for it; or between
+ *   CUEMU_SEED=N                       the SEED of "rand" without one (1; tests/run.py draws it anew each time and prints it)
+ *   CUEMU_FRESH=SEED                   fresh memory holds random bytes, not NaN
  *   CUEMU_THREADS=N                    OS threads that share the blocks of a grid (OpenMP's number; 1 under sanitizers)
  *   CUEMU_GUARD=1                      the host cannot touch device memory: SIGSEGV
  *   CUEMU_STACK=BYTES                  stack of a CUDA thread (64 KiB; 256 KiB under sanitizers)

@@ -171,6 +171,11 @@ __global__ void add(float *out, const float *in) {
     if (i < N) out[i] += in[i];
 }
 
+__global__ void larger(float *out, const float *a, const float *b) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < N) out[i] = fmaxf(a[i], b[i]);
+}
+
 /* ---- the cases ---- */
 
 struct device {
@@ -276,6 +281,17 @@ static int unwritten_global(device *d, bool fault) {
     if (!fault) cudaMemsetAsync(fresh, 0, N * sizeof *fresh, d->stream);
     CUEMU_LAUNCH(add, N / 64, 64, 0, d->stream, d->out, fresh);
     int result = check(d, N, [](int) { return 0; });
+    cudaFree(fresh);
+    return result;
+}
+
+/* What NaN does not show, because fmaxf passes it over; random bytes do. */
+static int unwritten_maximum(device *d, bool fault) {
+    float *fresh;
+    cudaMalloc(&fresh, N * sizeof *fresh);
+    if (!fault) cudaMemsetAsync(fresh, 0, N * sizeof *fresh, d->stream);
+    CUEMU_LAUNCH(larger, N / 64, 64, 0, d->stream, d->out, d->in, fresh);
+    int result = check(d, N, [&](int i) { return d->host_in[i]; });
     cudaFree(fresh);
     return result;
 }
@@ -387,6 +403,7 @@ static const struct {
     {"unwritten_static", unwritten_static},
     {"unwritten_dynamic", unwritten_dynamic},
     {"unwritten_global", unwritten_global},
+    {"unwritten_maximum", unwritten_maximum},
     {"async_copy", async_copy},
     {"tensor_core", tensor_core},
     {"divergent_barrier", divergent_barrier},

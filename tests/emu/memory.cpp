@@ -1,8 +1,8 @@
 /* memory.cpp: memory of the device and pinned memory of the host, and copies between them.
  *
- * Device memory is the host's, with a list of what is allocated: copies and kernel arguments are checked against it. It starts as
- * NaN in every format. With CUEMU_GUARD each allocation has pages of its own, which can be touched only while work of a stream
- * runs. */
+ * Device memory is the host's, with a list of what is allocated: copies and kernel arguments are checked against it. It starts
+ * spoiled, pinned memory too. With CUEMU_GUARD each allocation has pages of its own, which can be touched only while work of a
+ * stream runs. */
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -46,6 +46,18 @@ place_of_memory find_memory(const void *p) {
     return a ? a->where : place_of_memory::unknown;
 }
 
+/* NaN shows in whatever is computed from it, unless a comparison or fmaxf passes it over: hence the random bytes. */
+void spoil(void *memory, size_t bytes) {
+    memset(memory, 0xff, bytes);
+    if (!settings().fresh_seed) return;
+    static thread_local random_numbers numbers = {settings().fresh_seed};
+    uint32_t word;
+    for (size_t i = 0; i + sizeof word <= bytes; i += sizeof word) {
+        word = numbers.below(~0u);
+        memcpy(static_cast<char *>(memory) + i, &word, sizeof word);
+    }
+}
+
 void check_pointer(const char *kernel, int argument, const void *p) {
     locked lock(api_lock());
     if (p && !unusable() && find_memory(p) != place_of_memory::device)
@@ -73,7 +85,7 @@ static void *new_guarded(allocation *a) {
     a->pages = mmap(nullptr, a->page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (a->pages == MAP_FAILED) return nullptr;
     void *memory = static_cast<char *>(a->pages) + (a->page_bytes - a->bytes) / ALIGNMENT * ALIGNMENT;
-    memset(memory, 0xff, a->bytes);
+    spoil(memory, a->bytes);
     if (!times_opened) mprotect(a->pages, a->page_bytes, PROT_NONE);
     return memory;
 }
@@ -82,7 +94,7 @@ static void *new_memory(allocation *a) {
     if (settings().guard && a->where == place_of_memory::device) return new_guarded(a);
     void *memory;
     if (posix_memalign(&memory, ALIGNMENT, a->bytes)) return nullptr;
-    if (a->where == place_of_memory::device) memset(memory, 0xff, a->bytes);
+    spoil(memory, a->bytes);
     return memory;
 }
 

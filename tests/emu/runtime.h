@@ -31,7 +31,7 @@ enum class timing { eager, lazy, random };      // CUEMU_STREAMS
 struct config {
     order threads;
     timing streams;
-    uint64_t order_seed, stream_seed;
+    uint64_t order_seed, stream_seed, fresh_seed;
     uint64_t time_seed;  // 0: times are measured
     int os_threads;
     bool guard;
@@ -71,6 +71,9 @@ size_t shared_limit(const void *kernel);
 
 enum class place_of_memory { unknown, device, host };
 place_of_memory find_memory(const void *p);
+
+/* What memory holds before it is written: NaN in every format, or random bytes (CUEMU_FRESH). */
+void spoil(void *memory, size_t bytes);
 
 /* While one lives, device memory can be touched (CUEMU_GUARD). */
 struct open_memory {

@@ -102,6 +102,7 @@ test: setup ## build and run all tests, then the C tests again under ASan, UBSan
 	@$(SUBMAKE) $(SANITIZED) test-programs
 	@$(if $(THREADED_PROGRAMS),$(SUBMAKE) $(THREADED) test-programs)
 	@$(if $(EMU_HEADERS),$(if $(EMU_TEST_NAMES)$(EMU_PY_TESTS),$(SUBMAKE) emu-all),echo "make test: no CUDA headers here, cuda/ is not tested (make setup-cuda)")
+	@$(if $(EMU_HEADERS),$(EMU_FORGET))
 	@OMP_TOOL_LIBRARIES=$(ARCHER) $(PYTHON) tests/run.py $(C_TESTS) $(PY_TESTS) $(SANITIZED_TESTS) $(if $(EMU_HEADERS),$(EMU_ALL_TESTS))
 
 sanitize: setup ## only the sanitizers' part of `make test`: ASan and UBSan for all C tests, TSan for those with threads

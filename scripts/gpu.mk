@@ -33,11 +33,11 @@ $(BUILD)/bench/gpu_kernels: $(BUILD)/obj/scripts/bench/gpu_kernels.o $(BUILD)/li
 	$(Q)$(CC) $(FLAGS) -o $@ $^ $(LIBS)
 
 # The same for the emulated GPU, where these scripts are tested.
-emu: $(if $(filter fast,$(EMU)),$(EMU_DIR)/bench/gpu_kernels)
+emu-program: $(if $(filter fast,$(EMU)),$(EMU_DIR)/bench/gpu_kernels)
 
 $(EMU_DIR)/bench/gpu_kernels: $(EMU_DIR)/obj/scripts/bench/gpu_kernels.c.o $(EMU_OBJECTS) | $(EMU_LIBRARIES)
 	@echo "link $@" && mkdir -p $(@D)
-	$(Q)$(EMU_LINK) -o $@ $^ $(LIBS)
+	$(Q)$(EMU_LINK) -o $@ $^ $(EMU_LIBS)
 
 # What stands there for Nsight Systems.
 emu: $(if $(wildcard $(CUDA)/include/nvtx3/nvToolsExt.h),$(BUILD)/emu/lib/libnvtx_recorder.so)

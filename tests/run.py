@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Runs test files one after the other and adds up their counts. Called by `make test` from the root of the repository.
 
-usage: tests/run.py FILE...     cmocka programs (build/tests/test_x, build/asan/tests/test_x) and pytest files (tests/test_x.py)
+usage: tests/run.py FILE...     pytest files (tests/test_x.py), and programs that report as cmocka does (build/tests/test_x,
+                                build/asan/tests/test_x, tests/emu/coverage.py)
 
-Prints a line per file and, of a file that failed, all it printed. The last line is `N passed, N failed[, N skipped]`, over the
+Prints a line per file, what it has to report, and, of a file that failed, all it printed. The last line is `N passed, N failed[, N skipped]`, over the
 test functions of all files. A file that crashes, hangs, runs no test or exits with an error that no test explains counts as one
 more failure. The exit status is 0 if nothing failed and something passed.
 
@@ -107,7 +108,8 @@ def read_tap(text):
 
 
 def run_cmocka(path):
-    log = path + ".log"
+    log = (path if path.startswith("build") else os.path.join("build", path)) + ".log"
+    os.makedirs(os.path.dirname(log), exist_ok=True)
     status = run([path], log, TIMEOUT["sanitized" if re.search("[/-][at]san/", path) else "c"])
     with open(log, errors="replace") as f:
         text = f.read()
@@ -137,7 +139,8 @@ def run_pytest(path):
 def run_file(path):
     """Runs one test file, prints its line (and its output if it failed), returns its counts."""
     start = time.monotonic()
-    counts, wrong, status, text = (run_pytest if path.endswith(".py") else run_cmocka)(path)
+    is_pytest = re.search(r"(^|/)test_[^/]*\.py$", path)
+    counts, wrong, status, text = (run_pytest if is_pytest else run_cmocka)(path)
     reasons = [wrong] if wrong else []
     if isinstance(status, str):
         reasons.append(status)
@@ -153,8 +156,9 @@ def run_file(path):
     verdict = "FAILED" if counts.failed else "ok"
     line = f"{verdict:6} {path:40} {summary(counts)}  ({time.monotonic() - start:.1f} s)"
     print(line + (": " + "; ".join(reasons) if reasons else ""), flush=True)
-    if counts.failed:
-        print("".join(f"    | {each}\n" for each in text.splitlines()), end="", flush=True)
+    for each in text.splitlines():
+        if counts.failed or each.startswith("report: "):
+            print(f"    | {each.removeprefix('report: ')}", flush=True)
     return counts
 
 

@@ -7,13 +7,13 @@ import time
 import pytest
 from conftest import BUILD, ENV, ROOT
 
-PROGRAM = BUILD / "emu/tests/test_cuda_collectives"
-TOKEN_ROWS = BUILD / "emu/tests/test_cuda_token_rows"
+PROGRAM = BUILD / "emu-cov/tests/test_cuda_collectives"
+TOKEN_ROWS = BUILD / "emu-cov/tests/test_cuda_token_rows"
 SECONDS = 40  # within which a failed run has ended, on a busy machine
 
 
 def start(ranks, *args, program=PROGRAM, **variables):
-    assert program.exists(), "build it first: make emu"
+    assert program.exists(), "build it first: make emu EMU=cov"
     before = time.monotonic()
     done = subprocess.run(["mpirun", "-np", str(ranks), "--bind-to", "none", program, *map(str, args)], cwd=ROOT,
                           env={**ENV, "OMP_NUM_THREADS": "1", **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -5,13 +5,13 @@ import subprocess
 import pytest
 from conftest import BUILD, ENV
 
-PROGRAM = BUILD / "emu/tests/test_cuda_libraries"
+PROGRAM = BUILD / "emu-cov/tests/test_cuda_libraries"
 FILE = "libmobilellm-probe.so.7"  # no machine has it
 NVRTC = "int nvrtcVersion(int *major, int *minor) { *major = MAJOR; *minor = 7; return 0; }"
 
 
 def call(*args, **variables):
-    assert PROGRAM.exists(), "build it first: make emu"
+    assert PROGRAM.exists(), "build it first: make emu EMU=cov"
     env = {k: v for k, v in ENV.items() if k not in ("LD_LIBRARY_PATH", "CUDA_HOME", "VIRTUAL_ENV", "CONDA_PREFIX")}
     env.update({k: str(v) for k, v in variables.items()})
     done = subprocess.run([PROGRAM, *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)

@@ -75,7 +75,7 @@ def folder_of_tests(tmp_path):
     script(folder / "tests/test_cuda_attention", 'echo 1..2; echo "ok 1 - a"; echo "not ok 2 - b"; exit 1')
     script(folder / "tests/test_cuda_gemm", "echo 1..2; kill -SEGV $$")
     (folder / "mobilellm").symlink_to(EMULATED / "mobilellm")
-    shutil.copy(EMULATED / "tests/test_cuda_collectives", folder / "tests")
+    shutil.copy(BUILD / "emu-cov/tests/test_cuda_collectives", folder / "tests")
     return folder
 
 

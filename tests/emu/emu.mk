@@ -1,12 +1,12 @@
 # emu.mk: the CUDA backend on the CPU, for machines without a GPU; emu.h tells how it works. Included by the Makefile.
 #
-# `make emu` builds one flavour, EMU=fast unless another is named; `make emu-test` builds and tests the first three. T= chooses
-# tests, as in the Makefile. A flavour compiles cuda/, its tests and the emulation with other flags, and runs in another order
-# unless the environment says which; the rest of the program is as in the product.
+# `make emu` builds one flavour, EMU=fast unless another is named; `make emu-test` builds and tests all. T= chooses tests, as in
+# the Makefile. A flavour compiles cuda/, its tests and the emulation with other flags, and runs in another order unless the
+# environment says which; the rest of the program is as in the product.
 #   fast   build/emu        as fast as can be, several OS threads: for tests that run the program
-#   asan   build/emu-asan   AddressSanitizer and UBSan: bounds, alignment. Threads in reverse, streams late
-#   tsan   build/emu-tsan   ThreadSanitizer (needs clang): races within and between blocks, in shared and global memory. Random order
-#   cov    build/emu-cov    counts the lines of cuda/ that tests reach
+#   asan   build/emu-asan   AddressSanitizer and UBSan: bounds, alignment. Random order, streams late
+#   tsan   build/emu-tsan   ThreadSanitizer (needs clang): races within and between blocks, in shared and global memory. Likewise
+#   cov    build/emu-cov    counts the lines of cuda/ that tests reach: `make emu-coverage`. The C tests run here instead of in fast
 # In each: mobilellm, tests/test_cuda_*, tests/test_emu_*, faults. In build/emu/lib the stand-ins for NVIDIA's libraries.
 
 EMU ?= fast
@@ -18,17 +18,21 @@ EMU_CC = $(CC)
 EMU_CXX = $(if $(filter default,$(origin CXX)),g++,$(CXX))
 EMU_OPT = -O3 -march=$(ARCH)
 EMU_RUNTIME_OPT = $(EMU_OPT)
+EMU_LATE = -DCUEMU_ORDER_IS='"rand"' -DCUEMU_STREAMS_IS='"lazy"'
 ifeq ($(EMU),asan)
 EMU_OPT = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -DCUEMU_CHECKED
-EMU_RUNTIME_OPT = -O2 -DCUEMU_CHECKED -DCUEMU_ASAN -DCUEMU_ORDER_IS='"rev"' -DCUEMU_STREAMS_IS='"lazy"'
+EMU_RUNTIME_OPT = -O2 -DCUEMU_CHECKED -DCUEMU_ASAN $(EMU_LATE)
 else ifeq ($(EMU),tsan)
 EMU_CC = clang
 EMU_CXX = clang++
 # It remembers too few threads to see races between blocks of more than 120.
 EMU_OPT = -O1 -fno-omit-frame-pointer -fsanitize=thread -DCUEMU_CHECKED -DCUEMU_SECTION -DBLOCK_LIMIT=64
-EMU_RUNTIME_OPT = -O2 -DCUEMU_CHECKED -DCUEMU_SECTION -DCUEMU_TSAN -DCUEMU_ORDER_IS='"rand:1"'
+EMU_RUNTIME_OPT = -O2 -DCUEMU_CHECKED -DCUEMU_SECTION -DCUEMU_TSAN $(EMU_LATE)
 else ifeq ($(EMU),cov)
-EMU_OPT = -O1 --coverage -fprofile-update=atomic
+# Threads may lose a count between them, but not all.
+EMU_CC = gcc
+EMU_CXX = g++
+EMU_OPT = -O1 --coverage
 EMU_RUNTIME_OPT = -O2
 endif
 
@@ -54,16 +58,29 @@ EMU_OBJECTS = $(EMU_CUDA:%=$(EMU_DIR)/obj/%.o) $(EMU_RUNTIME) $(BUILD)/emu/libre
 EMU_TEST_NAMES = $(basename $(notdir $(filter tests/test_cuda_% tests/test_emu_%,$(wildcard $(T:%=tests/%.c)))))
 EMU_PY_TESTS = $(filter tests/test_cuda_% tests/test_emu%,$(wildcard $(T:%=tests/%.py)))
 EMU_HEADERS := $(wildcard $(CUDA)/include/cuda_runtime.h)
-EMU_TESTED = fast asan $(if $(shell command -v clang++),tsan)
-EMU_ALL_TESTS = $(foreach each,$(EMU_TESTED),$(EMU_TEST_NAMES:%=$(BUILD)/emu$(patsubst -fast,,-$(each))/tests/%))
+EMU_TESTED = cov asan $(if $(shell command -v clang++),tsan)
+# Of some tests alone the lines that they reach say nothing.
+EMU_ALL_TESTS = $(foreach each,$(EMU_TESTED),$(EMU_TEST_NAMES:%=$(BUILD)/emu-$(each)/tests/%)) $(if $(filter test_*,$(T)),tests/emu/coverage.py)
 
-emu: $(EMU_DIR)/faults $(EMU_DIR)/mobilellm $(EMU_TEST_NAMES:%=$(EMU_DIR)/tests/%) ## the CUDA backend on the CPU: build/emu/mobilellm and its tests; EMU=asan, EMU=tsan
+emu: emu-program $(EMU_TEST_NAMES:%=$(EMU_DIR)/tests/%) ## the CUDA backend on the CPU: build/emu/mobilellm and its tests; EMU=asan, EMU=tsan
+
+emu-program: $(EMU_DIR)/faults $(EMU_DIR)/mobilellm
 
 emu-all:
+	@$(MAKE) --no-print-directory emu-program
 	@$(foreach each,$(EMU_TESTED),$(MAKE) --no-print-directory EMU=$(each) emu &&) true
 
 emu-test: emu-all ## the tests of cuda/ on the emulated GPU, also under ASan and TSan
-	@$(PYTHON) tests/run.py $(EMU_ALL_TESTS) $(EMU_PY_TESTS)
+	@$(EMU_FORGET)
+	@$(PYTHON) tests/run.py $(EMU_PY_TESTS) $(EMU_ALL_TESTS)
+
+emu-coverage: ## lines of cuda/ that its C tests reach on the emulated GPU; fails if one of a .cu file is not
+	@$(MAKE) --no-print-directory EMU=cov emu
+	@$(EMU_FORGET)
+	@$(PYTHON) tests/run.py $(EMU_TEST_NAMES:%=$(BUILD)/emu-cov/tests/%) tests/emu/coverage.py
+
+# Counts of an earlier run would be added to.
+EMU_FORGET = find $(BUILD)/emu-cov -name '*.gcda' -delete
 
 $(EMU_DIR)/mobilellm: $(BUILD)/obj/mobilellm.o $(EMU_OBJECTS) | $(EMU_LIBRARIES)
 	@echo "link $@"
@@ -102,5 +119,5 @@ $(EMU_DIR)/obj/tests/emu/%.cpp.o: tests/emu/%.cpp $(EMU_DIR)/flags
 $(EMU_DIR)/flags: FORCE
 	@mkdir -p $(@D) && echo '$(EMU_KERNEL) $(EMU_RUNTIME_OPT) $(EMU_LINK) $(EMU_CFLAGS)' | cmp -s - $@ || echo '$(EMU_KERNEL) $(EMU_RUNTIME_OPT) $(EMU_LINK) $(EMU_CFLAGS)' > $@
 
-.PHONY: emu emu-all emu-test
+.PHONY: emu emu-program emu-all emu-test emu-coverage
 -include $(shell find $(EMU_DIR)/obj -name '*.d' 2>/dev/null)

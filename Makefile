@@ -146,9 +146,9 @@ bench: setup ## speed and memory of whole training steps on this machine, as a t
 	@$(PYTHON) scripts/bench/train.py --ops $(BUILD)/bench/ops
 	@$(PYTHON) scripts/bench/whole.py --directory $(BUILD)
 
-coverage: setup ## lines of C that the tests reach
+coverage: setup ## lines of C that the tests reach; of cuda/: make emu-coverage
 	@scripts/setup.sh coverage
-	@scripts/coverage.sh $(C_TESTS:$(BUILD)/%=%) $(PY_TESTS)
+	@scripts/coverage.sh $(C_TESTS:$(BUILD)/%=%) $(filter-out $(EMU_PY_TESTS),$(PY_TESTS))
 
 format: ## clang-format every C and CUDA file in place
 	@scripts/setup.sh format

@@ -82,8 +82,8 @@ typedef struct model {
 int model_head_chunk(int64_t head_logits, int64_t vocab_size, int64_t N);
 
 /* Builds the model with memory of the arena. On a dry arena only its peak and table are made: nothing touches the backend but
- * ops->check_sizes and ops->scratch_bytes, and the model is good for model_close only. Parameters and gradients are not set: zero,
- * as ops->alloc leaves them. */
+ * ops->check_sizes and ops->scratch_bytes, and the model is good for model_close only. Parameters and gradients are not set:
+ * zero, as ops->alloc leaves them. */
 int model_open(model *m, const model_config *c, const model_options *o, const ops *op, backend *b, arena *device, error *err);
 void model_close(model *m);
 

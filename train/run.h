@@ -55,8 +55,8 @@ int run_init(run *r, error *err);
 /* Collective: writes a checkpoint of the run as it is. path: its name. */
 int run_save(run *r, char path[4096], error *err);
 
-/* Collective: weights, optimizer state, counters and history of the newest checkpoint of checkpoint.dir that is not damaged, whatever
- * the ranks that wrote it. path: its name, "" when there is none; then the state is not set. */
+/* Collective: weights, optimizer state, counters and history of the newest checkpoint of checkpoint.dir that is not damaged,
+ * whatever the ranks that wrote it. path: its name, "" when there is none; then the state is not set. */
 int run_resume(run *r, char path[4096], error *err);
 
 int64_t run_steps(const run_config *c);

@@ -64,8 +64,8 @@ def run_cuda(arguments, *more, **how):
     return run_program(arguments, "--device", "cuda", *more, **{"CUEMU_ORDER": "rand", "CUEMU_STREAMS": "lazy", **how})
 
 
-def run_cpu(arguments, *more):
-    return run_program(arguments, "--device", "cpu", *more)
+def run_cpu(arguments, *more, **how):
+    return run_program(arguments, "--device", "cpu", *more, **how)
 
 
 def worst(a, b):

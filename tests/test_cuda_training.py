@@ -91,7 +91,7 @@ def test_a_global_batch_may_be_split_in_any_way(start):
     """12 rows a step, and 2: several ranks reduce the tied embedding's gradient in two parts, whatever each has of the last
     micro-batch: as much as the others, less, nothing."""
     for rows, splits in [(12, [(2, 4), (3, 3), (5, 2)]), (2, [(3, 4)])]:
-        keys = {"data__mask_documents": "true", "batch__tokens": 32 * rows, "train__tokens": max(32 * rows * 10, 960)}
+        keys = {"data__mask_documents": "true", "batch__tokens": 32 * rows, "train__tokens": max(32 * rows * 4, 960)}
         directory, arguments = start(f"whole{rows}", batch__micro=12, **keys)
         run_cuda(arguments)
         whole = losses(directory)

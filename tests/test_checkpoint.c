@@ -440,13 +440,20 @@ static void the_newest_good_file_is_found(void **state) {
     assert_non_null(strstr(newest, "step_0000000002.h5"));
 }
 
-/* Step 1 of a directory, with the tensors of `specs`; the caller closes it. */
-static checkpoint *open_one(const char *name, error *perr) {
-    char dir[4096], path[4096];
+/* Step 1 of a directory, with the tensors of `specs`: its path. */
+static void write_one(char path[4096], const char *name) {
+    char dir[4096];
     error err;
-    checkpoint *c;
     directory_for(dir, name);
     assert_ok(write_step(dir, 0, 1, path, &err));
+}
+
+/* The same, opened; the caller closes it. */
+static checkpoint *open_one(const char *name, error *perr) {
+    char path[4096];
+    error err;
+    checkpoint *c;
+    write_one(path, name);
     assert_ok(checkpoint_open(&c, path, &err));
     perr->text[0] = '\0';
     return c;
@@ -542,10 +549,9 @@ static void damage_in_a_tensor_is_found_and_named(void **state) {
     (void)state;
     char path[4096];
     error err;
-    checkpoint *c = open_one("damage", &err);
-    snprintf(path, sizeof path, "%s", checkpoint_path(c));
+    checkpoint *c;
+    write_one(path, "damage");
     off_t at = place_of(path, specs[3].path) + 100001;
-    checkpoint_close(c);
     ranks_barrier(&r);
     if (r.rank == 0) overwrite(path, at, "!", 1);
     ranks_barrier(&r);
@@ -592,9 +598,7 @@ static void damage_is_found_in_what_the_ranks_read(void **state) {
     (void)state;
     error err;
     char path[4096];
-    checkpoint *c = open_one("parts", &err);
-    snprintf(path, sizeof path, "%s", checkpoint_path(c));
-    checkpoint_close(c);
+    write_one(path, "parts");
     assert_ok(read_and_check(path, r.size, r.rank, 0, &err));
     for (int t = 0; t < N_SPECS; t++) {
         off_t at = place_of(path, specs[t].path) + (off_t)(count_of(t) * (int64_t)dtype_size(specs[t].type)) - 1;
@@ -611,9 +615,7 @@ static void nothing_is_read_twice(void **state) {
     (void)state;
     error err;
     char path[4096];
-    checkpoint *c = open_one("twice", &err);
-    snprintf(path, sizeof path, "%s", checkpoint_path(c));
-    checkpoint_close(c);
+    write_one(path, "twice");
     for (int t = 0; t < N_SPECS; t++) assert_ok(read_and_check(path, r.size, r.rank, place_of(path, specs[t].path), &err));
 }
 
@@ -622,9 +624,7 @@ static void what_no_rank_reads_is_checked_too(void **state) {
     (void)state;
     error err;
     char path[4096];
-    checkpoint *c = open_one("gaps", &err);
-    snprintf(path, sizeof path, "%s", checkpoint_path(c));
-    checkpoint_close(c);
+    write_one(path, "gaps");
     for (int alike = 0; alike < 2;
          alike++) { /* all ranks read the first of three shares; or each one of one more than they are */
         int ways = alike ? 3 : r.size + 1, rank = alike ? 0 : r.rank;
@@ -644,9 +644,8 @@ static void damage_in_a_whole_tensor_is_found_by_who_reads_it(void **state) {
     (void)state;
     error err;
     char path[4096];
-    checkpoint *c = open_one("whole", &err);
-    snprintf(path, sizeof path, "%s", checkpoint_path(c));
-    checkpoint_close(c);
+    checkpoint *c;
+    write_one(path, "whole");
     off_t places[N_SPECS];
     for (int t = 0; t < N_SPECS; t++) places[t] = place_of(path, specs[t].path);
     assert_ok(checkpoint_open(&c, path, &err));

@@ -53,22 +53,6 @@ static int common_micro_batches(const run *r) {
 static void range_begin(const run *r, const char *name, int64_t number) { r->ops->range_begin(r->backend, name, number); }
 static void range_end(const run *r) { r->ops->range_end(r->backend); }
 
-static void reduce_group(void *context, int group) {
-    run *r = context;
-    range_begin(r, "reduction", group);
-    optimizer_reduce_group(&r->optimizer, group);
-    range_end(r);
-}
-
-static void reduce_rows(void *context, int64_t N) {
-    run *r = context;
-    range_begin(r, "reduction of rows", -1);
-    optimizer_reduce_rows(&r->optimizer, N);
-    range_end(r);
-}
-
-static void need_group(void *context, int group) { optimizer_need_group(&((run *)context)->optimizer, group); }
-
 /* This rank's micro-batches. Gradients are final, and reduced, during the last one's backward pass. A step that is stopped
  * between two of them leaves no trace, for the gradients are begun anew by the next. */
 static void accumulate_gradients(run *r, const token_batch *batch, float scale, const char **stopped) {
@@ -84,10 +68,10 @@ static void accumulate_gradients(run *r, const token_batch *batch, float scale, 
             return;
         }
         bool last = row + rows == batch->rows;
-        model_hooks hooks = {.weights_needed = row == 0 ? need_group : NULL,
-                             .gradients_final = last ? reduce_group : NULL,
-                             .rows_final = last && token_rows_apart(&r->optimizer.token_rows) ? reduce_rows : NULL,
-                             .context = r};
+        model_hooks hooks = {.weights_needed = row == 0 ? optimizer_need_group : NULL,
+                             .gradients_final = last ? optimizer_reduce_group : NULL,
+                             .rows_final = last && token_rows_apart(&r->optimizer.token_rows) ? optimizer_reduce_rows : NULL,
+                             .context = &r->optimizer};
         range_begin(r, "micro-batch", row / micro);
         model_train(&r->model, &in, scale, (float)r->config.optimizer.z_loss, row > 0, &hooks);
         range_end(r);
@@ -97,16 +81,17 @@ static void accumulate_gradients(run *r, const token_batch *batch, float scale, 
 
 /* A rank without rows (more ranks than rows) takes part in the reduction with zeros, in the order of the others. */
 static void reduce_nothing(run *r) {
+    optimizer *o = &r->optimizer;
     int head = r->model.config.n_layers + 1;
-    bool apart = token_rows_apart(&r->optimizer.token_rows);
+    bool apart = token_rows_apart(&o->token_rows);
     model_train_nothing(&r->model);
-    reduce_group(r, head);
-    if (apart) reduce_group(r, 0);
-    for (int group = head - 1; group > 0; group--) reduce_group(r, group);
+    optimizer_reduce_group(o, head);
+    if (apart) optimizer_reduce_group(o, 0);
+    for (int group = head - 1; group > 0; group--) optimizer_reduce_group(o, group);
     if (apart)
-        reduce_rows(r, 0);
+        optimizer_reduce_rows(o, 0);
     else
-        reduce_group(r, 0);
+        optimizer_reduce_group(o, 0);
 }
 
 /* Starts the step after the open ones, on this rank's rows. *stopped: left as it is, or why the step is not made. */

@@ -60,15 +60,20 @@ void optimizer_reduce_group(void *context, int group) {
     optimizer *o = context;
     const model *m = o->model;
     const registry *r = &m->registry;
+    m->ops->range_begin(m->backend, "reduction", group);
     if (o->ranks->size > 1) sum_own(o, group);
     for (int i = 0; i < r->n_buckets; i++)
         if (r->buckets[i].group == group)
             o->reduced = m->ops->reduce_scatter(m->backend, m->grads + r->buckets[i].offset, r->buckets[i].count / r->ways);
+    m->ops->range_end(m->backend);
 }
 
 void optimizer_reduce_rows(void *context, int64_t N) {
     optimizer *o = context;
+    const model *m = o->model;
+    m->ops->range_begin(m->backend, "reduction of rows", -1);
     token_rows_reduce(&o->token_rows, N, &o->report->own_squares);
+    m->ops->range_end(m->backend);
 }
 
 void optimizer_need_group(void *context, int group) {

@@ -71,7 +71,6 @@ typedef struct ops {
     const char *(*describe)(backend *b); /* one line for the banner: processor, threads, instruction set */
     /* By what the attention since `open` was done, and why: a line, "" if there was none. NULL: there is only one way. */
     const char *(*describe_attention)(backend *b);
-    int (*check)(backend *b, dtype x, error *err); /* can this device compute in x? */
     /* Do the kernels take these sizes? b NULL: for a device that is not here. NULL: they take all. */
     int (*check_sizes)(backend *b, const op_limits *limits, error *err);
     double (*peak_flops)(backend *b, dtype x); /* FLOP/s by its data sheet; 0: unknown, measure a GEMM */

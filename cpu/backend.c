@@ -45,13 +45,6 @@ static const char *isa_name(void) {
 
 static const char *describe(backend *b) { return b->description; }
 
-static int check(backend *b, dtype x, error *err) {
-    (void)b;
-    (void)x;
-    (void)err;
-    return 0;
-}
-
 static double peak_flops(backend *b, dtype x) {
     (void)b;
     (void)x;
@@ -235,7 +228,6 @@ const ops *cpu_ops(void) {
         .open = open_backend,
         .close = close_backend,
         .describe = describe,
-        .check = check,
         .peak_flops = peak_flops,
         .memory_available = memory_available,
         .memory_used = memory_used,

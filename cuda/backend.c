@@ -135,12 +135,6 @@ static void describe_gpu(backend *b) {
 
 static const char *describe(backend *b) { return b->description; }
 
-/* Every GPU that open takes computes in both. */
-static int check(backend *b, dtype x, error *err) {
-    (void)b, (void)x, (void)err;
-    return 0;
-}
-
 /* Heads that only cuDNN takes need a plan of it. */
 static int check_sizes(backend *b, const op_limits *limits, error *err) {
     if (cuda_check_sizes(limits, err)) return -1;
@@ -323,7 +317,6 @@ const ops *cuda_ops(void) {
         .open = open_backend,
         .close = close_backend,
         .describe = describe,
-        .check = check,
         .check_sizes = check_sizes,
         .describe_attention = cuda_attention_describe,
         .peak_flops = peak_flops,

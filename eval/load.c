@@ -52,7 +52,7 @@ int loaded_model_open(loaded_model *l, const char *path, const load_options *opt
                   checkpoint_path(l->checkpoint));
         goto done;
     }
-    if (l->ops->open(&l->backend, options->threads, options->local_rank, err) || l->ops->check(l->backend, o.x, err)) goto done;
+    if (l->ops->open(&l->backend, options->threads, options->local_rank, err)) goto done;
     result = open_model(l, &c, &o, err);
 done:
     model_config_free(&c);

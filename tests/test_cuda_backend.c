@@ -98,8 +98,8 @@ static void description_says_what_computes(void **state) {
     assert_non_null(strstr(text, " GiB, driver "));
     assert_non_null(strstr(text, ", cuBLASLt 1"));
     error err = {0};
-    assert_int_equal(t.ops->check(t.b, DTYPE_F32, &err), 0);
-    assert_int_equal(t.ops->check(t.b, DTYPE_BF16, &err), 0);
+    assert_int_equal(t.ops->check_sizes(t.b, &(op_limits){.x = DTYPE_F32}, &err), 0);
+    assert_int_equal(t.ops->check_sizes(t.b, &(op_limits){.x = DTYPE_BF16}, &err), 0);
     t.ops->close(t.b);
 }
 

@@ -84,8 +84,6 @@ static const char *describe(backend *b) { return of(b)->real->describe(of(b)->ba
 
 static const char *describe_attention(backend *b) { return of(b)->real->describe_attention(of(b)->backend); }
 
-static int check(backend *b, dtype x, error *err) { return of(b)->real->check(of(b)->backend, x, err); }
-
 static int check_sizes(backend *b, const op_limits *limits, error *err) {
     return of(b)->real->check_sizes(of(b)->backend, limits, err);
 }
@@ -330,7 +328,6 @@ static ops table_like(const ops *real) {
         .close = close_both,
         .describe = describe,
         .describe_attention = real->describe_attention ? describe_attention : NULL,
-        .check = check,
         .check_sizes = real->check_sizes ? check_sizes : NULL,
         .peak_flops = peak_flops,
         .memory_available = memory_available,

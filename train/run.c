@@ -79,7 +79,6 @@ static int explain_memory(const run_plan *plan, error *err) {
 int run_open(run *r, const run_config *c, const ranks *world, const run_plan *plan, const ops *op, backend *b, bool profiled,
              error *err) {
     *r = (run){.config = *c, .ranks = world, .ops = op, .backend = b};
-    if (r->ops->check(r->backend, (dtype)c->dtype, err)) goto fail;
     if (check_memory(r, plan, world, err)) goto no_memory;
     if (profiled && profile_open(&r->profile, &c->model, &r->ops, &r->backend, err)) goto fail;
     r->memory = r->ops->alloc(r->backend, plan->arena.peak, err);

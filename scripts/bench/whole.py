@@ -108,14 +108,21 @@ def settle(file, cold):
         subprocess.run(["cat", str(file)], stdout=subprocess.DEVNULL, check=True)
 
 
-def seconds_of(command, until=None):
+def on_ranks(options, *command):
+    return [*(["mpirun", "-np", options.ranks, "--bind-to", "none"] if options.ranks > 1 else []), *command]
+
+
+def threads_of(options):
+    return max(1, len(os.sched_getaffinity(0)) // options.ranks)
+
+
+def seconds_of(command, threads, until=None):
     """The time to the end of the command, or until it prints a line that begins so; then it is ended."""
     began = time.monotonic()
-    child = subprocess.Popen([str(part) for part in command], env=environment(len(os.sched_getaffinity(0))),
-                             stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([str(part) for part in command], env=environment(threads), stdout=subprocess.PIPE, text=True)
     if until and any(line.startswith(until) for line in child.stdout):
         s = time.monotonic() - began
-        child.kill()
+        child.terminate()
         child.wait()
         return s
     if child.wait() or until:
@@ -123,10 +130,10 @@ def seconds_of(command, until=None):
     return time.monotonic() - began
 
 
-def written(program, config):
+def written(options, config):
     """Takes a step and writes a checkpoint: the file, and the seconds that the log tells of it."""
-    out = subprocess.run([str(program), "train", str(config)], stdout=subprocess.PIPE, text=True, check=True,
-                         env=environment(len(os.sched_getaffinity(0)))).stdout
+    command = [str(part) for part in on_ranks(options, options.program, "train", config)]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment(threads_of(options))).stdout
     _, path, seconds, _ = next(line for line in out.splitlines() if line.startswith("checkpoint")).split()
     return Path(path), float(seconds)
 
@@ -143,12 +150,12 @@ def bench_write(options, directory, config):
     for _ in range(2):
         shutil.rmtree(config.with_suffix(""), ignore_errors=True)
         prime(directory, n_bytes)
-        file, seconds = written(options.program, config)
+        file, seconds = written(options, config)
         n_bytes = 3 * file.stat().st_size
         ours.append(seconds)
         for flag, best in theirs.items():
             settle(file, cold=False)
-            best.append(seconds_of(["dd", f"if={file}", f"of={copy}", "bs=16M", "conv=fsync", "status=none", *flag.split()]))
+            best.append(seconds_of(["dd", f"if={file}", f"of={copy}", "bs=16M", "conv=fsync", "status=none", *flag.split()], 1))
             copy.unlink()
     for flag, best in theirs.items():
         tell_speed(f"write {gib(file.stat().st_size)} GiB", file.stat().st_size, min(ours), min(best), f"dd conv=fsync {flag}".strip())
@@ -166,21 +173,23 @@ def bench_starts(options, directory, config, file):
     """Each beside dd, in turn; the best of two."""
     read = lambda n_bytes: (["dd", f"if={file}", "of=/dev/null", "bs=1M", f"count={-(-n_bytes >> 20)}", "status=none"], None)
     window = ["--data", f"{directory}/random", "--max-tokens", "16", "--seq-len", "16", "--batch", "1"]
-    starts = {"train --resume": (file.stat().st_size, ([options.program, "train", config, "--resume"], "  resumed")),
-              "eval": (parameter_bytes(options.program, file), ([options.program, "eval", file, *window], None))}
+    resume = on_ranks(options, options.program, "train", config, "--resume")
+    starts = {"train --resume": (file.stat().st_size, (resume, "  resumed")),
+              "eval": (parameter_bytes(options.program, file), (on_ranks(options, options.program, "eval", file, *window), None))}
     for cold in [True, False] if os.access("/proc/sys/vm/drop_caches", os.W_OK) else [False]:
         for name, (n_bytes, start) in starts.items():
             ours, theirs = [], []
             for _ in range(2):
                 for seconds, (command, until) in (ours, start), (theirs, read(n_bytes)):
                     settle(file, cold)
-                    seconds.append(seconds_of(command, until))
+                    seconds.append(seconds_of(command, threads_of(options), until))
             tell_speed(f"start of {name}, {'cold' if cold else 'warm'}, {gib(n_bytes)} GiB", n_bytes, min(ours), min(theirs),
                        "dd of=/dev/null")
 
 
 def bench_checkpoint(options, directory):
-    print(f"checkpoint: of {options.model}, {options.dtype}, with optimizer state; the best of two, in turn")
+    print(f"checkpoint: of {options.model}, {options.dtype}, with optimizer state, {options.ranks} ranks of {threads_of(options)} threads; "
+          "the best of two, in turn")
     config = write_config(directory, options.model, 1, 16, 1, 1, options.dtype, name="checkpoint")
     bench_starts(options, directory, config, bench_write(options, directory, config))
 
@@ -194,6 +203,7 @@ def main():
     parser.add_argument("--steps", type=int, default=4, help="measured steps of a run")
     parser.add_argument("--model", default="flash-350m", help="whose checkpoint is written and read")
     parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="of the checkpoint")
+    parser.add_argument("--ranks", type=int, default=1, help="that write and read the checkpoint")
     parser.add_argument("--program", default=ROOT / "build" / "mobilellm", type=Path)
     parser.add_argument("--slow-loader", default=ROOT / "build" / "bench" / "slow_loader", type=Path)
     parser.add_argument("--directory", help="where files go for the time being; the disk is measured")

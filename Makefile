@@ -15,7 +15,7 @@ JOBS ?= $(shell nproc)
 # Which tests, without folder and ending: T=test_order, T='test_c*'
 T ?= test_*
 
-PKG_CONFIG_NAMES = ompi-c hdf5-openmpi yaml-0.1 jansson zlib
+PKG_CONFIG_NAMES = ompi-c hdf5 yaml-0.1 jansson zlib
 PKG_CFLAGS := $(patsubst -I%,-isystem%,$(shell pkg-config --cflags $(PKG_CONFIG_NAMES) 2>/dev/null))
 PKG_LIBS := $(shell pkg-config --libs $(PKG_CONFIG_NAMES) 2>/dev/null)
 

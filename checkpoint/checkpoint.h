@@ -1,8 +1,8 @@
 /* checkpoint.h: a training run's state in one HDF5 file, as docs/checkpoint.md describes it.
  *
- * A file holds logical tensors under their registry names, whatever the ranks that wrote it: each rank writes its parts of each
- * dataset collectively (MPI-IO when there are several ranks), and each rank reads the parts it needs. A file is written under a
- * temporary name, with a CRC-32 beside each dataset, fsynced, then renamed: a name that looks like a checkpoint is one. */
+ * A file holds logical tensors under their registry names, whatever the ranks that wrote it: all ranks write at once, each its
+ * own parts, and each reads those that it needs. A file is written under a temporary name, with a CRC-32 beside each dataset,
+ * fsynced, then renamed: a name that looks like a checkpoint is one. */
 #ifndef MOBILELLM_CHECKPOINT_CHECKPOINT_H
 #define MOBILELLM_CHECKPOINT_CHECKPOINT_H
 

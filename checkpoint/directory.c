@@ -108,18 +108,16 @@ static const char *after_step(const char *name, int64_t *step) {
     return *step >= 0 && strncmp(name, expected, length) == 0 ? name + length : NULL;
 }
 
-/* A step's temporary file, or one that MPI-IO has put beside it, under its name, a dot and more. */
 static bool is_temporary(const char *name) {
     int64_t step;
     const char *after = after_step(name, &step);
-    size_t length = sizeof suffix - 1;
-    return after && strncmp(after, suffix, length) == 0 && (after[length] == '\0' || after[length] == '.');
+    return (after && strcmp(after, suffix) == 0) || strcmp(name, "latest.tmp") == 0;
 }
 
 static int remove_temporary(const char *dir, const char *name, void *unused, error *err) {
     (void)unused;
     char path[PATH_SIZE];
-    if (!is_temporary(name) && strcmp(name, "latest.tmp") != 0) return 0;
+    if (!is_temporary(name)) return 0;
     if (join(path, dir, name, err)) return -1;
     return unlink(path) == 0 || errno == ENOENT ? 0 : directory_error(err, path, errno);
 }

@@ -2,8 +2,7 @@
  *
  *   step_0000001000.h5       a checkpoint, complete: it was renamed to this name after fsync
  *   latest                   a symbolic link to the one written last
- *   step_0000002000.h5.tmp   one being written, or left over from a run that was killed; latest.tmp likewise
- *   step_0000002000.h5.tmp.* what MPI-IO puts beside one being written */
+ *   step_0000002000.h5.tmp   one being written, or left over from a run that was killed; latest.tmp likewise */
 #ifndef MOBILELLM_CHECKPOINT_DIRECTORY_H
 #define MOBILELLM_CHECKPOINT_DIRECTORY_H
 

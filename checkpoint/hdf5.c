@@ -1,4 +1,4 @@
-/* hdf5.c: types, selections, attributes and the error stack of HDF5. */
+/* hdf5.c: types, attributes and the error stack of HDF5. */
 #include "checkpoint/hdf5.h"
 
 #include <assert.h>
@@ -55,26 +55,6 @@ hid_t h5_history_type(void) {
     if (!failed) return t;
     H5Tclose(t);
     return H5I_INVALID_HID;
-}
-
-static int add_block(hid_t space, int n_axes, const int64_t start[2], const int64_t count[2]) {
-    if (count[0] == 0 || count[1] == 0) return 0;
-    hsize_t from[2] = {(hsize_t)start[0], (hsize_t)start[1]}, n[2] = {(hsize_t)count[0], (hsize_t)count[1]};
-    int axis = 2 - n_axes; /* of one axis, the second */
-    return H5Sselect_hyperslab(space, H5S_SELECT_OR, from + axis, NULL, n + axis, NULL);
-}
-
-/* The end of the first row, full rows, the beginning of the last one. */
-int h5_select(hid_t space, int n_axes, const int64_t *shape, int64_t first, int64_t count) {
-    assert(n_axes == 1 || n_axes == 2);
-    if (n_axes == 1) return add_block(space, 1, (int64_t[]){0, first}, (int64_t[]){1, count});
-    int64_t columns = shape[1], row = first / columns, column = first % columns;
-    int64_t head = column == 0 ? 0 : columns - column < count ? columns - column : count;
-    int64_t rows = (count - head) / columns, tail = (count - head) % columns;
-    int64_t below = row + (head > 0);
-    if (add_block(space, 2, (int64_t[]){row, column}, (int64_t[]){1, head}) < 0) return -1;
-    if (add_block(space, 2, (int64_t[]){below, 0}, (int64_t[]){rows, columns}) < 0) return -1;
-    return add_block(space, 2, (int64_t[]){below + rows, 0}, (int64_t[]){1, tail});
 }
 
 bool h5_is_whole(hid_t dataset, int64_t bytes) {

@@ -27,9 +27,6 @@ void h5_listen(h5_trouble *t);
 hid_t h5_type(dtype type);
 hid_t h5_history_type(void);
 
-/* Adds elements [first, first + count), in row-major order, of a dataset of 1 or 2 axes to the selection of `space`. */
-int h5_select(hid_t space, int n_axes, const int64_t *shape, int64_t first, int64_t count);
-
 /* Do the dataset's `bytes` bytes lie in its file, one after another? Not so if they are in chunks, in another file, or nowhere
  * yet: then a few bytes of a file could stand for any number of them. */
 bool h5_is_whole(hid_t dataset, int64_t bytes);

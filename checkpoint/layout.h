@@ -17,9 +17,8 @@ typedef struct dataset {
     const checkpoint_part *parts;    /* (n_parts) of this rank */
     const checkpoint_memory *memory; /* where they lie; NULL: the host's */
     int n_parts;
-    uint32_t crc;  /* of the whole */
-    int64_t at;    /* its first byte in the file, where it has been laid out */
-    int64_t calls; /* of H5Dwrite that it takes, the same on all ranks */
+    uint32_t crc; /* of the whole */
+    int64_t at;   /* its first byte in the file, where it has been laid out */
 } dataset;
 
 int64_t dataset_count(const dataset *d);

@@ -164,9 +164,9 @@ int ranks_agree(const ranks *r, int result, const error *err) {
 int ranks_share(const ranks *r, int result, error *err) {
     int first = first_failure(r, result, err);
     if (first < 0) return 0;
-    error shared = result ? *err : (error){0};
+    error shared = first == r->rank ? *err : (error){0};
     ranks_broadcast(r, &shared, sizeof shared, first);
-    if (result == 0) {
+    if (first != r->rank) {
         *err = shared;
         err->code = STATUS_RANK;
         error_prefix(err, "rank %d", first);

@@ -52,8 +52,8 @@ void ranks_warn(const ranks *r, const error *err);
  */
 int ranks_agree(const ranks *r, int result, const error *err);
 
-/* As ranks_agree, but nobody prints or ends: 0 on all ranks, or -1 on all. A rank that did not fail itself then has in *err the
- * reason of the lowest that did, as "rank 3: ...", with the code STATUS_RANK. */
+/* As ranks_agree, but nobody prints or ends: 0 on all ranks, or -1 on all. Those other than the lowest that failed then have its
+ * reason in *err, as "rank 3: ...", with the code STATUS_RANK. */
 int ranks_share(const ranks *r, int result, error *err);
 
 /* OpenMP threads for each rank: OMP_NUM_THREADS, or the processors that the launcher has bound it to, or an even share of the

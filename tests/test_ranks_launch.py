@@ -37,11 +37,12 @@ def test_one_rank_that_fails_ends_all_with_its_message(how, which):
     assert seconds < SECONDS
 
 
-def test_a_failure_of_all_is_told_once():
-    done, seconds = start(3, "all", 0)
-    assert done.stderr.count("no memory on any") == 1, done.stderr
+@pytest.mark.parametrize("how", ["agree-all", "share-all"])
+def test_a_failure_of_all_is_told_once(how):
+    done, seconds = start(3, how, 0)
+    assert done.stderr.count("data.bin: is short") == 1, done.stderr
     assert "[rank 0 of 3" in done.stderr
-    assert done.returncode == 4
+    assert done.returncode == 3
     assert seconds < SECONDS
 
 

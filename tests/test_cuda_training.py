@@ -16,7 +16,8 @@ from conftest import ENV, ROOT, flip_bit, losses, newest, run_json, same_bits
 
 PROGRAM = Path(os.environ.get("MOBILELLM_CUDA") or conftest.BUILD / "emu" / "mobilellm").absolute()
 GPUS = int(os.environ.get("MOBILELLM_GPUS", 8))  # of a machine that is not emulated
-SHORT = {"train__tokens": 384 * 6}
+# Six steps of six rows: unlike micro-batches, unlike ranks. An emulated GPU takes some 600 tokens/s.
+SHORT = {"data__heldout": "[]", "batch__tokens": 192, "train__tokens": 192 * 6}
 # A few steps of few tokens, for sanitizers and many orders: still two micro-batches or two ranks, every kind of layer, documents.
 TINY = {"data__mask_documents": "true", "data__heldout": "[]", "batch__tokens": 128, "batch__micro": 2, "train__tokens": 3 * 128,
         "schedule__warmup_tokens": 128}
@@ -91,7 +92,8 @@ def test_a_global_batch_may_be_split_in_any_way(start):
     """12 rows a step, and 2: several ranks reduce the tied embedding's gradient in two parts, whatever each has of the last
     micro-batch: as much as the others, less, nothing."""
     for rows, splits in [(12, [(2, 4), (3, 3), (5, 2)]), (2, [(3, 4)])]:
-        keys = {"data__mask_documents": "true", "batch__tokens": 32 * rows, "train__tokens": max(32 * rows * 4, 960)}
+        keys = {"data__mask_documents": "true", "data__heldout": "[]", "batch__tokens": 32 * rows, "train__tokens": 32 * rows * 4,
+                "schedule__warmup_tokens": 32 * rows}
         directory, arguments = start(f"whole{rows}", batch__micro=12, **keys)
         run_cuda(arguments)
         whole = losses(directory)
@@ -269,7 +271,7 @@ def test_sizes_beyond_the_kernels_are_errors_of_the_config(start, keys, said):
     ({"dtype": "f32", "model__attention": "ssss"}, None),
 ])  # fmt: skip
 def test_what_attention_runs_by_is_told_once(start, keys, said):
-    _, arguments = start("run", train__tokens=384, schedule__warmup_tokens=32, **keys)
+    _, arguments = start("run", data__heldout="[]", batch__tokens=64, train__tokens=64, schedule__warmup_tokens=32, **keys)
     out, _ = run_cuda(arguments, ranks=2, MOBILELLM_ATTENTION="own")
     told = [line.split(None, 1)[1] for line in out.splitlines() if line.startswith("  attention ")]
     assert told == ([said] if said else [])

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Runs test files one after the other and adds up their counts. Called by `make test` from the root of the repository.
+"""Runs test files, some at a time, and adds up their counts. Called by `make test` from the root of the repository.
 
 usage: tests/run.py FILE...     pytest files (tests/test_x.py), and programs that report as cmocka does (build/tests/test_x,
                                 build/asan/tests/test_x, tests/emu/coverage.py)
 
-Prints a line per file, what it has to report, and, of a file that failed, all it printed. The last line is `N passed, N failed[, N skipped]`, over the
-test functions of all files. A file that crashes, hangs, runs no test or exits with an error that no test explains counts as one
-more failure. The exit status is 0 if nothing failed and something passed.
+Prints a line per file as it ends, what it has to report, and, of a file that failed, all it printed. The last line is
+`N passed, N failed[, N skipped]`, over the test functions of all files. A file that crashes, hangs, runs no test or exits with an
+error that no test explains counts as one more failure. The exit status is 0 if nothing failed and something passed.
+
+As many files run side by side as there are cores, but at most four, or TEST_JOBS; tests/emu/coverage.py, which tells what the others
+have reached, after all of them.
 
 cmocka reports as TAP, which is written test by test and so survives a crash. Its lines are looked for at the end of what a test
 prints, because a test may leave a line unfinished; and only the number that is due counts, because anything may be printed.
@@ -23,6 +26,7 @@ import xml.etree.ElementTree
 from collections import namedtuple
 
 TIMEOUT = {"c": 300, "sanitized": 900, "py": 900}  # seconds a file
+LAST = {"tests/emu/coverage.py"}
 
 # Of the orders in which the emulated GPU runs threads, blocks and streams (tests/emu): others in each run.
 SEED = os.environ.get("CUEMU_SEED") or str(random.SystemRandom().randrange(1, 10**9))
@@ -57,31 +61,6 @@ def environment():
     return env
 
 
-def run(command, log, timeout):
-    """Runs command with its output in the file log. Returns its exit status, or 'timed out after N s'."""
-    with open(log, "wb") as out:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment(), start_new_session=True
-        )
-    try:
-        return process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return f"timed out after {timeout} s"
-    finally:  # also when we are interrupted ourselves
-        if process.poll() is None:
-            end(process)
-
-
-def end(process):
-    # First gently: the ranks of an mpirun are in groups of their own, and it ends them when it is asked to end.
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(10)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            pass
-
-
 def read_tap(text):
     """Counts of a cmocka program's output, and what is wrong with it ('' if nothing is)."""
     passed = failed = skipped = 0
@@ -107,59 +86,90 @@ def read_tap(text):
     return Counts(passed, failed, skipped), wrong
 
 
-def run_cmocka(path):
-    log = (path if path.startswith("build") else os.path.join("build", path)) + ".log"
-    os.makedirs(os.path.dirname(log), exist_ok=True)
-    status = run([path], log, TIMEOUT["sanitized" if re.search("[/-][at]san/", path) else "c"])
-    with open(log, errors="replace") as f:
-        text = f.read()
-    counts, wrong = read_tap(text)
-    return counts, wrong, status, text
+class TestFile:
+    """A test file that runs."""
 
+    def __init__(self, path):
+        self.path, self.is_pytest = path, re.search(r"(^|/)test_[^/]*\.py$", path)
+        base = path if path.startswith("build") else os.path.join("build", path)
+        self.log, self.report = base + ".log", base + ".xml"
+        os.makedirs(os.path.dirname(base), exist_ok=True)
+        if os.path.exists(self.report):
+            os.remove(self.report)
+        pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml", self.report]
+        self.timeout = TIMEOUT["py" if self.is_pytest else "sanitized" if re.search("[/-][at]san/", path) else "c"]
+        self.start = time.monotonic()
+        with open(self.log, "wb") as out:
+            self.process = subprocess.Popen([*pytest, path] if self.is_pytest else [path], stdin=subprocess.DEVNULL, stdout=out,
+                                            stderr=subprocess.STDOUT, env=environment(), start_new_session=True)
 
-def run_pytest(path):
-    base = os.path.join("build", path)
-    os.makedirs(os.path.dirname(base), exist_ok=True)
-    report = base + ".xml"
-    if os.path.exists(report):
-        os.remove(report)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml", report, path]
-    status = run(command, base + ".log", TIMEOUT["py"])
-    with open(base + ".log", errors="replace") as f:
-        text = f.read()
-    counts, wrong = Counts(0, 0, 0), "" if os.path.exists(report) else "pytest wrote no report"
-    if not wrong:
-        suite = xml.etree.ElementTree.parse(report).getroot().find("testsuite")
+    def has_ended(self):
+        """Also when it has taken too long: it is ended then."""
+        self.status = self.process.poll()
+        if self.status is None and time.monotonic() - self.start > self.timeout:
+            self.end()
+            self.status = f"timed out after {self.timeout} s"
+        return self.status is not None
+
+    def end(self):
+        # First gently: the ranks of an mpirun are in groups of their own, and it ends them when it is asked to end.
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, number)
+                self.process.wait(10)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                pass
+
+    def read_report(self):
+        """As read_tap, of pytest's report."""
+        if not os.path.exists(self.report):
+            return Counts(0, 0, 0), "pytest wrote no report"
+        suite = xml.etree.ElementTree.parse(self.report).getroot().find("testsuite")
         total, failed, errors, skipped = (int(suite.get(k)) for k in ("tests", "failures", "errors", "skipped"))
         # A test that passes and whose teardown fails is both; pytest's count of tests holds it once.
-        counts = Counts(max(0, total - failed - errors - skipped), failed + errors, skipped)
-    return counts, wrong, status, text
+        return Counts(max(0, total - failed - errors - skipped), failed + errors, skipped), ""
+
+    def tell(self):
+        """Prints the line of a file that has ended, and its output if it failed; returns its counts."""
+        with open(self.log, errors="replace") as f:
+            text = f.read()
+        counts, wrong = self.read_report() if self.is_pytest else read_tap(text)
+        reasons = [wrong] if wrong else []
+        if isinstance(self.status, str):
+            reasons.append(self.status)
+        elif self.status < 0:
+            reasons.append(f"killed by {signal.Signals(-self.status).name}")
+        elif self.status != 0 and not counts.failed:
+            reasons.append(f"exit status {self.status}")
+        elif sum(counts) == 0 and not reasons:
+            reasons.append("ran no test")
+        if reasons:
+            counts = counts._replace(failed=counts.failed + 1)
+
+        verdict = "FAILED" if counts.failed else "ok"
+        line = f"{verdict:6} {self.path:40} {summary(counts)}  ({time.monotonic() - self.start:.1f} s)"
+        print(line + (": " + "; ".join(reasons) if reasons else ""), flush=True)
+        for each in text.splitlines():
+            if counts.failed or each.startswith("report: "):
+                print(f"    | {each.removeprefix('report: ')}", flush=True)
+        return counts
 
 
-def run_file(path):
-    """Runs one test file, prints its line (and its output if it failed), returns its counts."""
-    start = time.monotonic()
-    is_pytest = re.search(r"(^|/)test_[^/]*\.py$", path)
-    counts, wrong, status, text = (run_pytest if is_pytest else run_cmocka)(path)
-    reasons = [wrong] if wrong else []
-    if isinstance(status, str):
-        reasons.append(status)
-    elif status < 0:
-        reasons.append(f"killed by {signal.Signals(-status).name}")
-    elif status != 0 and not counts.failed:
-        reasons.append(f"exit status {status}")
-    elif sum(counts) == 0 and not reasons:
-        reasons.append("ran no test")
-    if reasons:
-        counts = counts._replace(failed=counts.failed + 1)
-
-    verdict = "FAILED" if counts.failed else "ok"
-    line = f"{verdict:6} {path:40} {summary(counts)}  ({time.monotonic() - start:.1f} s)"
-    print(line + (": " + "; ".join(reasons) if reasons else ""), flush=True)
-    for each in text.splitlines():
-        if counts.failed or each.startswith("report: "):
-            print(f"    | {each.removeprefix('report: ')}", flush=True)
-    return counts
+def run_files(paths, jobs):
+    """{path: counts}. Files are begun in the order of their names in the list."""
+    results, waiting, running = {}, list(paths), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs and not (waiting[0] in LAST and running):
+                running.append(TestFile(waiting.pop(0)))
+            time.sleep(0.01)
+            for each in [each for each in running if each.has_ended()]:
+                running.remove(each)
+                results[each.path] = each.tell()
+    finally:  # also when we are interrupted ourselves
+        for each in running:
+            each.end()
+    return results
 
 
 def summary(counts):
@@ -172,10 +182,10 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if any("/emu" in path or path.startswith("tests/test_cuda") for path in paths):
         print(f"CUEMU_SEED={SEED} in the environment repeats this run's random orders on the emulated GPU", flush=True)
-    results = [run_file(path) for path in paths]
-    total = Counts(*(sum(column) for column in zip(*results))) if results else Counts(0, 0, 0)
-    for path, counts in zip(paths, results):
-        if counts.failed:
+    results = run_files(paths, int(os.environ.get("TEST_JOBS") or min(4, len(os.sched_getaffinity(0)))))
+    total = Counts(*map(sum, zip(*results.values()))) if results else Counts(0, 0, 0)
+    for path in paths:
+        if results[path].failed:
             print(f"failed: {path}")
     print(summary(total))
     return 0 if total.passed and not total.failed else 1

@@ -278,7 +278,7 @@ static int bring_up(run *r, const train_options *o, const run_config *c, const r
     if (ranks_agree(world, start_state(r, o, resumed, err), err)) return -1;
     if (ranks_agree(world, note_tokenizer(r, err) || open_loader(r, err) ? -1 : 0, err)) return -1;
     r->gemm_peak = r->ops->peak_flops(r->backend, (dtype)c->dtype);
-    if (r->gemm_peak == 0) r->gemm_peak = peak_measure(&r->model);
+    if (ranks_agree(world, r->gemm_peak == 0 ? peak_measure(&r->model, &r->gemm_peak, err) : 0, err)) return -1;
     ranks_sum_double(world, &r->gemm_peak, 1);
     stop_defer(true);
     return run_to_end(r, plan, resumed, err);

@@ -5,7 +5,7 @@
 #include "model/model.h"
 
 /* FLOP/s of this rank: the best of the model's own forward products, each tried for a fraction of a second. To be called before
- * the first step, on a model opened for training: it overwrites activations. */
-double peak_measure(model *m);
+ * the first step, on a model opened for training: it overwrites activations. Fails as the products do. */
+int peak_measure(model *m, double *flops, error *err);
 
 #endif
